@@ -1,0 +1,167 @@
+// Package fleet knows what each machine has and does.
+//
+// Three kinds of facts differ in how fast they change and how they travel. An
+// [Offer] is what a machine has and on which terms: it is signed and in the
+// ledger. A [Live] is how much of that is free: coarse, and gossiped when it
+// changes. A [Sample] is one second of measurement: it is streamed to whoever
+// watches, and kept nowhere. A [View] holds the newest of all three for every
+// member, with its age.
+//
+// Amounts that could not be measured are absent (nil or [Unknown]), never zero.
+package fleet
+
+import (
+	"time"
+
+	"github.com/balanceai/balance/exec/policy"
+	"github.com/balanceai/balance/exec/task"
+	"github.com/balanceai/balance/mesh/identity"
+)
+
+// Unknown stands for a percentage that could not be measured.
+const Unknown = -1
+
+// KindOffer is the kind of ledger entries that hold an [Offer].
+const KindOffer = "offer"
+
+// Offer is what a machine has, to whom it gives it, and on which terms. Its
+// author is the machine.
+type Offer struct {
+	Version   int          `cbor:"1,keyasint" json:"version"`            // of balance's offer format: 1
+	OS        string       `cbor:"2,keyasint" json:"os"`                 // GOOS
+	Arch      string       `cbor:"3,keyasint" json:"arch"`               // GOARCH
+	CPUModel  string       `cbor:"4,keyasint" json:"cpu_model"`          //
+	CPU       task.CPU     `cbor:"5,keyasint" json:"cpu_milli"`          // all cores
+	Memory    task.Bytes   `cbor:"6,keyasint" json:"memory"`             // all of it
+	Disk      task.Bytes   `cbor:"7,keyasint" json:"disk"`               // of the file system that holds the runs
+	GPUs      []Device     `cbor:"8,keyasint,omitempty" json:"gpus"`     //
+	Engines   []Engine     `cbor:"9,keyasint,omitempty" json:"engines"`  // model servers found on the machine
+	Labels    []string     `cbor:"10,keyasint,omitempty" json:"labels"`  // given by the owner
+	Drivers   []string     `cbor:"11,keyasint,omitempty" json:"drivers"` // what can start a run here
+	Terms     policy.Terms `cbor:"12,keyasint" json:"terms"`             //
+	Zone      int          `cbor:"13,keyasint" json:"utc_offset_s"`      // the machine's time zone, for the hours in its terms
+	Isolation string       `cbor:"14,keyasint" json:"isolation"`         // the strongest for another owner's run
+	Program   string       `cbor:"15,keyasint" json:"program"`           // version of balance
+}
+
+// Vendors of devices.
+const (
+	NVIDIA = "nvidia"
+	AMD    = "amd"
+	Intel  = "intel"
+	Apple  = "apple"
+)
+
+// Device is one GPU.
+type Device struct {
+	UUID    string     `cbor:"1,keyasint" json:"uuid"` // the vendor's, or made of the PCI address
+	Vendor  string     `cbor:"2,keyasint" json:"vendor"`
+	Model   string     `cbor:"3,keyasint" json:"model"`
+	VRAM    task.Bytes `cbor:"4,keyasint" json:"vram"`                        // 0 where the driver does not tell
+	Unified bool       `cbor:"5,keyasint,omitempty" json:"unified,omitempty"` // VRAM is the machine's memory
+	Driver  string     `cbor:"6,keyasint,omitempty" json:"driver,omitempty"`
+}
+
+// Engine is a model server that is installed on a machine.
+type Engine struct {
+	Name    string `cbor:"1,keyasint" json:"name"` // ollama, llama-server, vllm, lm-studio
+	Version string `cbor:"2,keyasint,omitempty" json:"version,omitempty"`
+}
+
+// Live is what is free on a machine. It is small: it rides on the gossip of
+// who is alive.
+type Live struct {
+	Millis     int64      `cbor:"1,keyasint" json:"at_ms"`       // the machine's clock when it was measured
+	HeldCPU    task.CPU   `cbor:"2,keyasint" json:"held_cpu"`    // promised to runs
+	HeldMemory task.Bytes `cbor:"3,keyasint" json:"held_memory"` // promised to runs
+	FreeMemory task.Bytes `cbor:"4,keyasint" json:"free_memory"` // as measured: what a new program could get, other programs' use counted
+	FreeDisk   task.Bytes `cbor:"5,keyasint" json:"free_disk"`
+	GPUs       []LiveGPU  `cbor:"6,keyasint,omitempty" json:"gpus"` // in the order of the offer
+	Runs       int        `cbor:"7,keyasint" json:"runs"`
+	CPUPercent int        `cbor:"8,keyasint" json:"cpu_percent"` // of all cores; [Unknown] where not measured
+}
+
+// LiveGPU is what is free on one device.
+type LiveGPU struct {
+	FreeVRAM task.Bytes `cbor:"1,keyasint" json:"free_vram"` // as measured, other programs' use counted
+	Held     bool       `cbor:"2,keyasint" json:"held"`      // promised to a run
+	Percent  int        `cbor:"3,keyasint" json:"percent"`   // busy; [Unknown] where not measured
+}
+
+// Sample is one measurement of a machine, taken each second while somebody
+// watches.
+type Sample struct {
+	Time       time.Time   `json:"time"`
+	CPUPercent float64     `json:"cpu_percent"` // of all cores; [Unknown] where not measured
+	MemoryUsed task.Bytes  `json:"memory_used"`
+	Memory     task.Bytes  `json:"memory"`
+	GPUs       []SampleGPU `json:"gpus"`
+	Runs       []RunUse    `json:"runs"`
+}
+
+// SampleGPU is one measurement of a device.
+type SampleGPU struct {
+	UUID        string     `json:"uuid"`
+	Percent     float64    `json:"percent"` // busy; [Unknown] where not measured
+	VRAMUsed    task.Bytes `json:"vram_used"`
+	VRAM        task.Bytes `json:"vram"`
+	Temperature float64    `json:"temperature_c,omitempty"` // degrees Celsius; 0 where not measured
+	Power       float64    `json:"power_w,omitempty"`       // watts; 0 where not measured
+}
+
+// RunUse is a run on a machine as its neighbours see it: no command, no owner's
+// secrets.
+type RunUse struct {
+	ID     string     `json:"id"`
+	Owner  string     `json:"owner"`
+	CPU    task.CPU   `json:"cpu_milli"` // held
+	Memory task.Bytes `json:"memory"`    // held
+	GPUs   int        `json:"gpus"`      // held
+	Since  time.Time  `json:"since"`
+}
+
+// Liveness of a node.
+const (
+	Up      = "up"
+	Suspect = "suspect" // did not answer, not given up yet
+	Down    = "down"
+)
+
+// Kinds of path to a node.
+const (
+	PathSelf   = "self"
+	PathLAN    = "lan"    // direct, on one network
+	PathDirect = "direct" // direct, routed
+	PathNone   = "none"   // no address has answered
+)
+
+// Path is how packets reach a node.
+type Path struct {
+	Kind string        `json:"kind"`
+	Addr string        `json:"addr,omitempty"` // UDP address of the other end
+	RTT  time.Duration `json:"rtt_ns"`         // 0 where not measured
+}
+
+// Node is all that this machine knows of a member. It is a value: a [View]
+// gives copies.
+type Node struct {
+	ID      identity.ID `json:"id"`
+	Name    string      `json:"name"`
+	Owner   string      `json:"owner"`
+	Address string      `json:"address"` // in the overlay
+	Self    bool        `json:"self,omitempty"`
+	State   string      `json:"state"`
+	Path    Path        `json:"path"`
+	Offer   *Offer      `json:"offer,omitempty"`   // nil: none seen yet
+	Live    *Live       `json:"live,omitempty"`    // nil: none seen yet
+	LiveAt  time.Time   `json:"live_at,omitzero"`  // this machine's clock when Live arrived
+	History []Sample    `json:"history,omitempty"` // the newest last; empty unless watched
+}
+
+// Sample returns the newest measurement, or nil.
+func (n *Node) Sample() *Sample {
+	if len(n.History) == 0 {
+		return nil
+	}
+	return &n.History[len(n.History)-1]
+}

@@ -1,0 +1,64 @@
+package task
+
+import (
+	"time"
+	"unicode/utf8"
+)
+
+// Types of events.
+const (
+	EventPlaced   = "placed"   // the submitter chose a machine
+	EventStarted  = "started"  // the program runs
+	EventOutput   = "output"   // it wrote something
+	EventNote     = "note"     // something worth telling happened: output was dropped, a machine refused
+	EventFinished = "finished" // the run reached a final state
+)
+
+// Streams of output events.
+const (
+	Stdout = "stdout"
+	Stderr = "stderr"
+)
+
+// Event is one thing that happened to a run. Events are numbered from 1 by who
+// journals them, and are journalled before they are sent: a reader that saw Seq
+// n asks for what came after n and misses nothing.
+//
+// The JSON names are stable; docs/json.md describes them.
+type Event struct {
+	Seq      uint64    `json:"seq"`
+	Type     string    `json:"type"`
+	Run      string    `json:"run"`
+	Time     time.Time `json:"time"`
+	Attempt  int       `json:"attempt,omitempty"`
+	Node     string    `json:"node,omitempty"`        // name of the machine
+	Stream   string    `json:"stream,omitempty"`      // of output
+	Data     string    `json:"data,omitempty"`        // output that is UTF-8
+	Binary   []byte    `json:"data_base64,omitempty"` // output that is not
+	State    State     `json:"state,omitempty"`       // after the event
+	ExitCode *int      `json:"exit_code,omitempty"`   // of finished: the program's own; 128+n after signal n
+	Message  string    `json:"message,omitempty"`     // for people
+	Outputs  string    `json:"outputs,omitempty"`     // of finished: digest of the listing of the output files
+
+	// Between nodes alone, never shown: the ledger entries that go with the
+	// event, encoded, and the number that the executor gave to it.
+	Entries [][]byte `json:"entries,omitempty"`
+	Source  uint64   `json:"source,omitempty"`
+}
+
+// SetOutput stores what a program wrote.
+func (e *Event) SetOutput(b []byte) {
+	if utf8.Valid(b) {
+		e.Data = string(b)
+	} else {
+		e.Binary = b
+	}
+}
+
+// Output returns what a program wrote.
+func (e *Event) Output() []byte {
+	if e.Binary != nil {
+		return e.Binary
+	}
+	return []byte(e.Data)
+}
