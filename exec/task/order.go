@@ -1,0 +1,43 @@
+package task
+
+import (
+	"errors"
+	"strings"
+
+	"github.com/balanceai/balance/mesh/identity"
+	"github.com/balanceai/balance/mesh/wire"
+)
+
+// Draft is an entry that the ledger is asked to sign and append.
+type Draft struct {
+	Topic  string
+	Kind   string
+	Record any // encoded by [wire.Marshal]
+}
+
+// Order asks a machine to run an attempt. It is idempotent: a machine that has
+// the attempt already goes on with it.
+type Order struct {
+	Run     string
+	Attempt int
+	From    identity.ID   // who sent it, as the tunnel proves
+	Entries []*wire.Entry // the submitter's submit and place
+}
+
+// Refusal is a machine's answer that it does not run an attempt, as an error.
+type Refusal struct{ Reasons []Reason }
+
+func (r *Refusal) Error() string {
+	texts := make([]string, len(r.Reasons))
+	for i, reason := range r.Reasons {
+		texts[i] = reason.Text
+	}
+	return "refused: " + strings.Join(texts, "; ")
+}
+
+// Errors that both ends of the task protocol use, for errors.Is.
+var (
+	ErrNoRun       = errors.New("no such run")                     // the machine has never accepted it
+	ErrUnreachable = errors.New("the machine cannot be reached")   // nothing was sent to it
+	ErrBroken      = errors.New("the connection to it has broken") // it may have received the request
+)
