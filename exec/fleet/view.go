@@ -52,11 +52,15 @@ func (v *View) SetOffer(id identity.ID, o *Offer) {
 	v.node(id, func(n *Node) bool { n.Offer = o; return true })
 }
 
-// SetLive stores what is free on a member, unless it is older than what is
-// there.
+// clockJump is how far a member's clock goes back before its facts count as
+// measured after a correction, not as late ones.
+const clockJump = time.Minute
+
+// SetLive stores what is free on a member, unless it is a little older than
+// what is there: gossip may overtake itself.
 func (v *View) SetLive(id identity.ID, l Live) {
 	v.node(id, func(n *Node) bool {
-		if n.Live != nil && n.Live.Millis > l.Millis {
+		if n.Live != nil && n.Live.Millis > l.Millis && n.Live.Millis-l.Millis < clockJump.Milliseconds() {
 			return false
 		}
 		n.Live, n.LiveAt = &l, v.now()

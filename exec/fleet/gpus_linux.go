@@ -1,0 +1,6 @@
+package fleet
+
+// gpuSources returns the drivers of GPUs that this build knows.
+func gpuSources(root string) []source {
+	return append(nvidiaSources(), newDRM(root))
+}

@@ -1,0 +1,5 @@
+//go:build !linux && !darwin
+
+package fleet
+
+func gpuSources(string) []source { return nil }

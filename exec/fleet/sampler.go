@@ -1,0 +1,182 @@
+package fleet
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/balanceai/balance/exec/task"
+)
+
+// How often a [Sampler] measures, and the longest that it stays silent about
+// what is free.
+const (
+	samplePeriod = time.Second
+	livePeriod   = 15 * time.Second
+)
+
+// Sampler watches this machine. Once a second it takes a reading, which costs
+// next to nothing; whoever watches gets it as a [Sample], and the mesh is told
+// a new [Live] when enough has changed.
+type Sampler struct {
+	measure func(detail bool) reading
+	held    func() Held
+	tell    func(Live)
+
+	told   Live // by Run alone
+	toldAt time.Time
+
+	mu       sync.Mutex
+	last     reading
+	watchers map[chan Sample]struct{}
+}
+
+// NewSampler takes a first reading of p, whose Offer has been called.
+//
+// held says what runs hold now. tell is given what is free when Run starts,
+// then on a change that matters, at most once a second and at least each 15
+// seconds; it must be quick.
+func NewSampler(p *Probe, held func() Held, tell func(Live)) *Sampler {
+	return newSampler(p.measure, held, tell)
+}
+
+func newSampler(measure func(bool) reading, held func() Held, tell func(Live)) *Sampler {
+	return &Sampler{
+		measure: measure, held: held, tell: tell,
+		last: measure(false), watchers: map[chan Sample]struct{}{},
+	}
+}
+
+// Run measures until ctx ends.
+func (s *Sampler) Run(ctx context.Context) {
+	ticker := time.NewTicker(samplePeriod)
+	defer ticker.Stop()
+	s.publish(s.Live(s.held()), time.Now())
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			s.tick()
+		}
+	}
+}
+
+// tick takes a reading and gives it to everybody.
+func (s *Sampler) tick() {
+	s.mu.Lock()
+	watched := len(s.watchers) > 0
+	s.mu.Unlock()
+	r, h := s.measure(watched), s.held()
+
+	s.mu.Lock()
+	s.last = r
+	for ch := range s.watchers {
+		select {
+		case <-ch: // a slow watcher loses the old one
+		default:
+		}
+		ch <- r.sample(h)
+	}
+	s.mu.Unlock()
+
+	// Not by l.Millis: the clock of the day may be put back.
+	if l := r.live(h); l.differs(&s.told) || r.at.Sub(s.toldAt) >= livePeriod {
+		s.publish(l, r.at)
+	}
+}
+
+func (s *Sampler) publish(l Live, at time.Time) {
+	s.told, s.toldAt = l, at
+	s.tell(l)
+}
+
+// Live returns what is free by the last reading, at most a second old while
+// Run runs, with what h says is held. It measures nothing, so that admission
+// of a run does not wait for a driver.
+func (s *Sampler) Live(h Held) Live {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.last.live(h)
+}
+
+// Watch yields a sample each second until ctx ends or yield fails, and returns
+// the error. A yield that takes longer misses samples.
+func (s *Sampler) Watch(ctx context.Context, yield func(Sample) error) error {
+	ch := make(chan Sample, 1)
+	s.mu.Lock()
+	s.watchers[ch] = struct{}{}
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		delete(s.watchers, ch)
+		s.mu.Unlock()
+	}()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case sample := <-ch:
+			if err := yield(sample); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// differs reports whether those who place runs should hear of l, having heard
+// of old.
+func (l *Live) differs(old *Live) bool {
+	if l.Runs != old.Runs || l.HeldCPU != old.HeldCPU || l.HeldMemory != old.HeldMemory ||
+		len(l.GPUs) != len(old.GPUs) || far(l.FreeMemory, old.FreeMemory) {
+		return true
+	}
+	for i, g := range l.GPUs {
+		if g.Held != old.GPUs[i].Held || far(g.FreeVRAM, old.GPUs[i].FreeVRAM) {
+			return true
+		}
+	}
+	change := l.CPUPercent - old.CPUPercent
+	return max(change, -change) > 10
+}
+
+// far reports whether an amount has changed by more than 256 MiB or 5 %.
+func far(now, old task.Bytes) bool {
+	change := max(now, old) - min(now, old)
+	return change > 256*task.MiB || change > old/20
+}
+
+// MaxLive bounds the encoded form of a trimmed [Live] in bytes, so that it fits
+// into a gossip message with room to spare.
+const MaxLive = 300
+
+// What the parts of an encoded Live take at most, in bytes.
+const (
+	liveBase = 62 // all but the devices
+	liveFree = 16 // a device
+	liveHeld = 7  // a device of which nothing is told but that it is held
+)
+
+// Trim makes l short enough for gossip. Up to 14 devices pass unchanged. Of
+// more, those that are held tell nothing else, and what still does not fit is
+// left out from the end: of a device that is in the offer and not in the Live
+// nothing is said, and the machine itself decides.
+func (l Live) Trim() Live {
+	room := MaxLive - liveBase
+	if len(l.GPUs)*liveFree <= room {
+		return l
+	}
+	var kept []LiveGPU
+	for _, g := range l.GPUs {
+		cost := liveFree
+		if g.Held {
+			g, cost = LiveGPU{Held: true, Percent: Unknown}, liveHeld
+		}
+		if room -= cost; room < 0 {
+			break
+		}
+		kept = append(kept, g)
+	}
+	l.GPUs = kept
+	return l
+}
