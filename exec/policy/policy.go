@@ -97,13 +97,13 @@ func (g Grant) ask(q Question) []task.Reason {
 		r.Need, r.Have, r.Ever = need, have, ever
 		out = append(out, r)
 	}
-	if g.Isolation != q.Isolation {
+	if q.Isolation == "" || g.Isolation != q.Isolation {
 		refuse(false, 0, 0, "has no sandbox for the run of another owner, and its terms do not grant %s isolation: none", q.Owner)
 	}
-	if want := q.Held.CPU + q.Needs.CPU; want > g.CPU {
+	if q.Needs.CPU > left(g.CPU, q.Held.CPU) { // no sums: what a stranger asks for may be any number
 		refuse(q.Needs.CPU <= g.CPU, uint64(q.Needs.CPU), uint64(left(g.CPU, q.Held.CPU)), "grants %s %v cores in all, %v are in use, the run needs %v", q.Owner, g.CPU, q.Held.CPU, q.Needs.CPU)
 	}
-	if want := q.Held.Memory + q.Needs.Memory; want > g.Memory {
+	if q.Needs.Memory > left(g.Memory, q.Held.Memory) {
 		refuse(q.Needs.Memory <= g.Memory, uint64(q.Needs.Memory), uint64(left(g.Memory, q.Held.Memory)), "grants %s %v of memory in all, %v are in use, the run needs %v", q.Owner, g.Memory, q.Held.Memory, q.Needs.Memory)
 	}
 	if want := q.Held.GPUs + q.Needs.GPUs; want > g.GPUs {

@@ -2,6 +2,7 @@ package task
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 
 	"github.com/balanceai/balance/mesh/identity"
@@ -25,7 +26,10 @@ type Order struct {
 }
 
 // Refusal is a machine's answer that it does not run an attempt, as an error.
-type Refusal struct{ Reasons []Reason }
+type Refusal struct {
+	Reasons []Reason
+	Entries []*wire.Entry // the machine's signed refusal, for the submitter's ledger
+}
 
 func (r *Refusal) Error() string {
 	texts := make([]string, len(r.Reasons))
@@ -41,3 +45,11 @@ var (
 	ErrUnreachable = errors.New("the machine cannot be reached")   // nothing was sent to it
 	ErrBroken      = errors.New("the connection to it has broken") // it may have received the request
 )
+
+// OffsetError is a machine's answer to standard input that does not go on where
+// it has got to. The sender may send again from there.
+type OffsetError struct{ Offset int64 } // bytes of standard input that the machine has
+
+func (e *OffsetError) Error() string {
+	return fmt.Sprintf("standard input goes on at byte %d", e.Offset)
+}

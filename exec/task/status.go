@@ -273,7 +273,8 @@ func (f *folder) fact(e *wire.Entry) error {
 		if err := wire.Unmarshal(e.Payload, &r); err != nil {
 			return err
 		}
-		if r.Attempt == f.Attempt {
+		ran := r.State.Final() && r.State != Unplaced // what only the submitter can say is not the executor's
+		if r.Attempt == f.Attempt && ran {
 			f.State, f.Reason, f.Finished, f.Outputs = r.State, r.Reason, e.Time(), r.Outputs
 			f.Usage, f.ExitCode = &r.Usage, &r.ExitCode
 		}

@@ -79,7 +79,7 @@ func ParseCPU(s string) (CPU, error) {
 	if err != nil || n < 0 || n > 1e9 || math.IsNaN(n) {
 		return 0, fmt.Errorf("%q is no number of cores: write it like 2, 0.5 or 500m", s)
 	}
-	return CPU(math.Ceil(n)), nil
+	return CPU(math.Ceil(n - 1e-6)), nil // 256.045 cores are 256045.00000000003 thousandths
 }
 
 // ParseDuration reads what [time.ParseDuration] does, and days as "2d". The

@@ -212,7 +212,7 @@ func (s *State) authorAdmits(by Member, chain []*wire.Entry) []Member {
 		case KindInvite:
 			var v Invite
 			if err = wire.Unmarshal(e.Payload, &v); err == nil {
-				err = by.mayAdmit(v.Owner, v.Role, v.Rights)
+				err = by.MayAdmit(v.Owner, v.Role, v.Rights)
 			}
 			if err == nil {
 				invites[v.Join] = v
@@ -256,7 +256,7 @@ func (by Member) admit(e *wire.Entry, invites map[identity.ID]Invite, proofs map
 	if err := wire.Unmarshal(e.Payload, &a); err != nil {
 		return Member{}, err
 	}
-	if err := errors.Join(identity.CheckID(a.ID), identity.ValidName(a.Name), by.mayAdmit(a.Owner, a.Role, a.Rights)); err != nil {
+	if err := errors.Join(identity.CheckID(a.ID), identity.ValidName(a.Name), by.MayAdmit(a.Owner, a.Role, a.Rights)); err != nil {
 		return Member{}, err
 	}
 	if !a.Join.IsZero() {
@@ -278,9 +278,9 @@ func (by Member) admit(e *wire.Entry, invites map[identity.ID]Invite, proofs map
 	}, nil
 }
 
-// mayAdmit says whether a member may admit a node with this owner, role and
+// MayAdmit says whether a member may admit a node with this owner, role and
 // rights.
-func (by Member) mayAdmit(owner string, role Role, rights Rights) error {
+func (by Member) MayAdmit(owner string, role Role, rights Rights) error {
 	switch {
 	case identity.ValidName(owner) != nil:
 		return identity.ValidName(owner)

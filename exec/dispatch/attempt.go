@@ -1,0 +1,236 @@
+package dispatch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/balanceai/balance/exec/fleet"
+	"github.com/balanceai/balance/exec/place"
+	"github.com/balanceai/balance/exec/task"
+	"github.com/balanceai/balance/mesh/wire"
+)
+
+// choose ranks the machines that were not tried yet, and takes the best one
+// that fits, if there is one.
+func (r *run) choose() (task.Place, error) {
+	tried := func(n fleet.Node) bool {
+		return slices.ContainsFunc(r.tried, func(v task.Verdict) bool { return v.Node == n.ID })
+	}
+	nodes := slices.DeleteFunc(slices.Clone(r.d.cfg.View()), tried)
+	ranking := place.Choose(&r.spec, r.d.cfg.Owner, nodes, r.d.cfg.Now())
+	var best task.Verdict
+	fit := ranking.Best()
+	if len(fit) > 0 && r.placed.Attempt < maxAttempts {
+		best = fit[0]
+	}
+	return task.NewPlace(r.placed.Attempt+1, best.Node, best.Name, slices.Insert(ranking, len(fit), r.tried...))
+}
+
+// submit writes the run and the first choice into the ledger, at once.
+func (r *run) submit(ctx context.Context) error {
+	choice, err := r.choose()
+	if err != nil {
+		return err
+	}
+	r.fresh, err = r.d.cfg.Ledger.Append(ctx,
+		task.Draft{Topic: r.id, Kind: task.KindSubmit, Record: task.Submit{Spec: r.spec}},
+		task.Draft{Topic: r.id, Kind: task.KindPlace, Record: choice})
+	if err != nil {
+		return err
+	}
+	r.placed = choice
+	return nil
+}
+
+// announce tells the choice to who watches, and why it is not the last one.
+func (r *run) announce(context.Context) error {
+	if r.announced {
+		return nil
+	}
+	if n := len(r.tried); n > 0 {
+		if err := r.log(task.Event{Type: task.EventNote, Message: failure(r.tried[n-1])}); err != nil {
+			return err
+		}
+	}
+	err := r.log(task.Event{Type: task.EventPlaced, State: task.Placed})
+	r.announced = err == nil
+	return err
+}
+
+// ruleReach is the rule of the reason that this node gives where the machine
+// gave none.
+const ruleReach = "reach"
+
+// failure says in a sentence why a machine did not take a run.
+func failure(v task.Verdict) string {
+	if len(v.Reasons) > 0 && v.Reasons[0].Rule == ruleReach {
+		return v.Name + " " + v.Reasons[0].Text
+	}
+	return v.Name + " " + (&task.Refusal{Reasons: v.Reasons}).Error()
+}
+
+// elsewhere places the run again, after its machine did not take it.
+func (r *run) elsewhere(ctx context.Context, reasons ...task.Reason) error {
+	r.tried = append(r.tried, task.Verdict{Node: r.placed.Node, Name: r.placed.Name, Reasons: reasons})
+	return r.insist(ctx, "place", r.placeAgain)
+}
+
+// placeAgain makes the next attempt, or none if the run is not wanted any more.
+func (r *run) placeAgain(ctx context.Context) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	choice, err := r.choose()
+	if err != nil {
+		return err
+	}
+	drafts := []task.Draft{{Topic: r.id, Kind: task.KindPlace, Record: &choice}}
+	if r.cancel != goOn {
+		// Only what is nowhere can be cancelled without a machine's word.
+		choice = task.Place{Attempt: choice.Attempt}
+		drafts = append(drafts, task.Draft{Topic: r.id, Kind: task.KindCancel, Record: task.Cancel{Reason: cancelReason}})
+	}
+	if _, err := r.d.cfg.Ledger.Append(ctx, drafts...); err != nil {
+		return err
+	}
+	r.placed = choice
+	r.fresh, r.announced, r.sent, r.source, r.lost, r.told = nil, false, false, 0, false, goOn
+	r.down.Store(false)
+	return nil
+}
+
+// order is what the machine is asked to run.
+func (r *run) order(ctx context.Context) (task.Order, error) {
+	o := task.Order{Run: r.id, Attempt: r.placed.Attempt, From: r.d.cfg.Self, Entries: r.fresh}
+	if o.Entries == nil {
+		var err error
+		if o.Entries, err = r.own(ctx); err != nil {
+			return task.Order{}, err
+		}
+	}
+	return o, nil
+}
+
+// own returns all that this node has written about the run. A machine gets all
+// of it, because its ledger takes no chain with holes.
+func (r *run) own(ctx context.Context) ([]*wire.Entry, error) {
+	entries, err := r.d.cfg.Ledger.Entries(ctx, r.id)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(entries, func(e *wire.Entry) bool { return e.Author != r.d.cfg.Self }), nil
+}
+
+// trouble is a time without contact to the machine.
+type trouble struct {
+	since time.Time // zero: there is none
+	delay time.Duration
+}
+
+// errUnwanted ends an attempt that was cancelled before it was sent.
+var errUnwanted = errors.New("the run is cancelled")
+
+// ask asks the machine to run the run and follows it there until it has
+// finished: nil. It returns a *[task.Refusal] when the machine does not take the
+// run, and [task.ErrUnreachable] when the order has certainly not reached it.
+func (r *run) ask(ctx context.Context) error {
+	var order task.Order
+	err := r.insist(ctx, "read order", func(ctx context.Context) (err error) { order, err = r.order(ctx); return err })
+	if err != nil {
+		return err
+	}
+	exec := r.d.cfg.Executor(r.placed.Node)
+	var t trouble
+	for {
+		if !r.sent && r.cancelled() {
+			return errUnwanted
+		}
+		_ = r.tellCancel(ctx, exec) // or later: it is asked again each time
+		source, begin := r.source, time.Now()
+		err := r.request(ctx, exec, order, !t.since.IsZero())
+		var refusal *task.Refusal
+		switch {
+		case r.end != nil:
+			return nil
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.As(err, &refusal) && r.source == 0:
+			return err
+		case err == nil:
+			err = errors.New("its answer ended before the run")
+		}
+		if t.since.IsZero() || r.source > source || r.contact && time.Since(begin) > r.d.cfg.LostAfter {
+			t = trouble{since: time.Now(), delay: r.d.times.retryMin}
+		}
+		r.sent = r.sent || !errors.Is(err, task.ErrUnreachable)
+		if !r.sent && (r.down.Load() || time.Since(t.since) >= r.d.times.connect) {
+			return err
+		}
+		if err := r.bear(ctx, &t, err); err != nil {
+			return err
+		}
+	}
+}
+
+// request sends one request and takes the events that it brings. One that is
+// sent again asks for the last event once more, so that a machine where nothing
+// happens shows that it is there.
+func (r *run) request(ctx context.Context, exec Executor, order task.Order, again bool) error {
+	r.contact = false
+	take := func(e *task.Event) error { return r.take(ctx, exec, e) }
+	if r.source == 0 {
+		return exec.Start(ctx, order, take)
+	}
+	after := r.source
+	if again {
+		after--
+	}
+	return exec.Follow(ctx, r.id, after, take)
+}
+
+// bear waits for the next request after err, and declares the run lost when
+// there has been no contact for too long.
+func (r *run) bear(ctx context.Context, t *trouble, err error) error {
+	quiet := time.Since(t.since)
+	gone := r.down.Load() || quiet >= r.d.cfg.LostAfter || errors.Is(err, task.ErrNoRun)
+	switch {
+	case r.sent && !r.contact && gone && !r.lost:
+		if err := r.insist(ctx, "lose", func(ctx context.Context) error { return r.lose(ctx, err) }); err != nil {
+			return err
+		}
+	case r.contact:
+		r.d.cfg.Log.Warn("asking again", "run", r.id, "node", r.placed.Name, "err", err)
+	}
+	delay := min(t.delay, max(r.d.cfg.LostAfter-quiet, r.d.times.retryMin))
+	if r.lost {
+		delay = r.d.times.lost
+	}
+	t.delay = min(2*t.delay, r.d.times.retryMax)
+	r.wait(ctx, delay)
+	return nil
+}
+
+// lose records that the machine is out of reach.
+func (r *run) lose(ctx context.Context, why error) error {
+	reason := fmt.Sprintf("%s is out of reach: %v", r.placed.Name, why)
+	if !r.lost {
+		record := task.LostRecord{Attempt: r.placed.Attempt, Reason: reason}
+		if _, err := r.d.cfg.Ledger.Append(ctx, task.Draft{Topic: r.id, Kind: task.KindLost, Record: record}); err != nil {
+			return err
+		}
+		r.lost = true
+	}
+	return r.log(task.Event{Type: task.EventNote, State: task.Lost, Message: reason + "; the run may go on there"})
+}
+
+// find records that the machine is back, with the run.
+func (r *run) find(ctx context.Context) error {
+	again := task.Place{Attempt: r.placed.Attempt, Node: r.placed.Node, Name: r.placed.Name}
+	if _, err := r.d.cfg.Ledger.Append(ctx, task.Draft{Topic: r.id, Kind: task.KindPlace, Record: again}); err != nil {
+		return err
+	}
+	r.lost = false
+	return r.log(task.Event{Type: task.EventNote, State: task.Placed, Message: r.placed.Name + " is back"})
+}

@@ -1,0 +1,254 @@
+// Package dispatch is the submitter's side of a run: it chooses a machine,
+// follows the run there, and brings back its end.
+//
+// A run that was submitted goes on without the one who submitted it: a closed
+// terminal ends nothing. What the dispatcher decides is in the ledger before
+// anybody acts on it, and what a machine says is in the ledger, signed by that
+// machine, and in the run's journal before anybody here sees it. So a dispatcher
+// that was killed goes on where it was ([Dispatcher.Resume]) and promises:
+//
+//   - Each run reaches a final state, or is lost for as long as its machine is.
+//   - A run is started on another machine only after the first has refused it,
+//     or could not be sent the order at all. What may have been accepted is
+//     waited for: a second start is worse than a late one.
+//   - Each event of the machine is shown once, in order, across broken
+//     connections and restarts on both sides.
+//   - The machine's word counts. Lost is what the submitter believes until the
+//     machine is back.
+//
+// Each run that is not over has a goroutine, its driver, which alone decides for
+// it. Calls of users reach the driver through the run's lock.
+package dispatch
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/balanceai/balance/exec/blob"
+	"github.com/balanceai/balance/exec/fleet"
+	"github.com/balanceai/balance/exec/journal"
+	"github.com/balanceai/balance/exec/place"
+	"github.com/balanceai/balance/exec/task"
+	"github.com/balanceai/balance/mesh/identity"
+	"github.com/balanceai/balance/mesh/wire"
+)
+
+// Executor runs orders: on this machine or, by the task protocol, on another.
+// [task.ErrUnreachable] means that nothing was sent to the machine. After any
+// error that is not an answer of the machine, it may have received the request.
+type Executor interface {
+	// Start runs an order and yields its events until it has finished. It
+	// attaches to a run that is there. A *[task.Refusal] is the machine's no.
+	Start(ctx context.Context, order task.Order, yield func(*task.Event) error) error
+	// Follow yields the events that come after number after.
+	Follow(ctx context.Context, run string, after uint64, yield func(*task.Event) error) error
+	// Stdin gives the run its standard input from a byte offset on, until it
+	// ends. *[task.OffsetError] tells another offset to send from.
+	Stdin(ctx context.Context, run string, offset int64, in io.Reader) error
+	Cancel(ctx context.Context, run string, force bool) error
+	// Settle hands over the submitter's entries at the end.
+	Settle(ctx context.Context, run string, entries []*wire.Entry) error
+}
+
+// Ledger keeps signed entries. The drafts of one Append are stored all or none.
+type Ledger interface {
+	Append(ctx context.Context, drafts ...task.Draft) ([]*wire.Entry, error)
+	Accept(ctx context.Context, entries ...*wire.Entry) (fresh []*wire.Entry, err error)
+	Entries(ctx context.Context, topic string) ([]*wire.Entry, error)
+}
+
+// Blobs keeps the files that runs leave.
+type Blobs interface {
+	Fetch(ctx context.Context, tree wire.Hash, limits blob.Limits, from blob.Source) (int64, error)
+}
+
+// Config is what a dispatcher works with. LostAfter, Now and Log may be zero.
+type Config struct {
+	Self  identity.ID
+	Owner string // of Self
+	Dir   string // for the journals: a folder for each run
+
+	Ledger   Ledger
+	Runs     func(context.Context) ([]task.Status, error) // all that may not be over, in the ledger
+	View     func() []fleet.Node
+	Executor func(identity.ID) Executor
+
+	Blobs   Blobs
+	Source  func(identity.ID) blob.Source // of a machine's blobs
+	Outputs blob.Limits                   // on what a run brings back
+
+	LostAfter time.Duration // without contact a run is lost; 15 s
+	Now       func() time.Time
+	Log       *slog.Logger
+}
+
+// times are how long the dispatcher waits for what.
+type times struct {
+	connect  time.Duration // for a machine that was never sent the order
+	retryMin time.Duration // before the second request of a kind, then doubled
+	retryMax time.Duration
+	lost     time.Duration // between requests to a machine that is out of reach
+}
+
+// Dispatcher dispatches this node's runs. It is safe for concurrent use.
+type Dispatcher struct {
+	cfg   Config
+	times times
+
+	mu      sync.Mutex
+	runs    map[string]*run // those with a driver
+	closed  bool
+	drivers sync.WaitGroup
+
+	past sync.Mutex // held while the journal of a run without a driver is opened
+}
+
+// Errors for errors.Is.
+var (
+	ErrClosed = errors.New("this node is stopping")
+	ErrOver   = errors.New("the run is over")
+)
+
+// New returns a dispatcher. [Dispatcher.Resume] takes up the runs of an earlier
+// life.
+func New(cfg Config) *Dispatcher {
+	cfg.LostAfter = cmp.Or(cfg.LostAfter, 15*time.Second)
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Dispatcher{
+		cfg:   cfg,
+		times: times{connect: 2 * time.Second, retryMin: 100 * time.Millisecond, retryMax: 5 * time.Second, lost: time.Minute},
+		runs:  map[string]*run{},
+	}
+}
+
+// Close stops following runs, which go on where they are, and waits until it
+// has.
+func (d *Dispatcher) Close() error {
+	d.mu.Lock()
+	d.closed = true
+	for _, r := range d.runs {
+		r.stop()
+	}
+	d.mu.Unlock()
+	d.drivers.Wait()
+	return nil
+}
+
+// Submit places a run and returns its id. The inputs of the spec are in this
+// node's blobs. When no machine fits, the run exists and has ended as unplaced.
+// What becomes of it is in its events.
+func (d *Dispatcher) Submit(ctx context.Context, spec task.Spec) (string, error) {
+	if err := d.check(&spec); err != nil {
+		return "", err
+	}
+	r, err := d.newRun(task.NewID(), spec)
+	if err != nil {
+		return "", fmt.Errorf("submit: %w", err)
+	}
+	if err := r.submit(ctx); err != nil {
+		_ = r.journal.Close()
+		os.RemoveAll(d.folder(r.id))
+		return "", fmt.Errorf("submit: %w", err)
+	}
+	d.drive(r)
+	return r.id, nil
+}
+
+// Plan returns what [Dispatcher.Submit] would choose from.
+func (d *Dispatcher) Plan(_ context.Context, spec task.Spec) (task.Ranking, error) {
+	if err := d.check(&spec); err != nil {
+		return nil, err
+	}
+	return place.Choose(&spec, d.cfg.Owner, d.cfg.View(), d.cfg.Now()), nil
+}
+
+// check refuses what cannot run anywhere, and writes the id of the one machine
+// that may run it into the spec.
+func (d *Dispatcher) check(spec *task.Spec) error {
+	d.mu.Lock()
+	closed := d.closed
+	d.mu.Unlock()
+	if closed {
+		return ErrClosed
+	}
+	if err := spec.Check(); err != nil {
+		return err
+	}
+	if spec.Node == "" {
+		return nil
+	}
+	id, err := place.Pin(d.cfg.View(), spec.Node)
+	if err != nil {
+		return err
+	}
+	spec.Node = id.String()
+	return nil
+}
+
+// NodeUp tells that a machine can be reached again: its runs are asked after at
+// once.
+func (d *Dispatcher) NodeUp(id identity.ID) { d.tell(id, false) }
+
+// NodeDown tells that a machine is down: its runs whose connection is broken
+// are lost.
+func (d *Dispatcher) NodeDown(id identity.ID) { d.tell(id, true) }
+
+func (d *Dispatcher) tell(id identity.ID, down bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, r := range d.runs {
+		r.nodeIs(id, down)
+	}
+}
+
+// drive starts the driver of a run that is in the ledger. After Close the run
+// waits for the next life.
+func (d *Dispatcher) drive(r *run) {
+	ctx, stop := context.WithCancel(context.Background()) // the run's own, not its submitter's
+	r.stop = stop
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		stop()
+		_ = r.journal.Close() // it is empty, or as it was
+		return
+	}
+	d.runs[r.id] = r
+	d.drivers.Go(func() {
+		r.drive(ctx)
+		stop()
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		delete(d.runs, r.id)
+	})
+}
+
+// active returns a run that has a driver, or nil.
+func (d *Dispatcher) active(id string) *run {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.runs[id]
+}
+
+func (d *Dispatcher) folder(id string) string { return filepath.Join(d.cfg.Dir, id) }
+
+// openJournal opens the journal of a run, and makes it where there is none.
+func (d *Dispatcher) openJournal(id string) (*journal.Journal, error) {
+	if err := os.MkdirAll(d.folder(id), 0o700); err != nil {
+		return nil, err
+	}
+	return journal.Open(filepath.Join(d.folder(id), "events"))
+}

@@ -1,0 +1,139 @@
+package dispatch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/balanceai/balance/exec/task"
+	"github.com/balanceai/balance/mesh/wire"
+)
+
+// finish brings back what the run left, countersigns the machine's account, and
+// tells the end.
+func (r *run) finish(ctx context.Context) error {
+	if err := r.fetch(ctx, r.end.Outputs); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		message := fmt.Sprintf("the outputs did not come back from %s, where they still are: %v", r.placed.Name, err)
+		if err := r.insist(ctx, "note", func(context.Context) error {
+			return r.log(task.Event{Type: task.EventNote, Message: message})
+		}); err != nil {
+			return err
+		}
+	}
+	if err := r.insist(ctx, "countersign", r.countersign); err != nil {
+		return err
+	}
+	return r.insist(ctx, "end", func(context.Context) error { return r.logEnd(r.end.status()) })
+}
+
+// countersign writes the receipt, once. The file beside the journal says that
+// the machine does not have it yet.
+func (r *run) countersign(ctx context.Context) error {
+	if r.countersigned {
+		return nil
+	}
+	if err := os.WriteFile(r.d.marker(r.id), nil, 0o600); err != nil {
+		return err
+	}
+	record := task.Receipt{Attempt: r.placed.Attempt, Finished: r.end.entry.Hash()}
+	_, err := r.d.cfg.Ledger.Append(ctx, task.Draft{Topic: r.id, Kind: task.KindReceipt, Record: record})
+	r.countersigned = err == nil
+	return err
+}
+
+func (d *Dispatcher) marker(id string) string { return filepath.Join(d.folder(id), "unsettled") }
+
+// fetch brings the run's output files, if it left some. It gives up when nothing
+// has come for a while.
+func (r *run) fetch(ctx context.Context, tree wire.Hash) error {
+	if tree.IsZero() || r.placed.Node == r.d.cfg.Self {
+		return nil
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	patience := r.d.cfg.LostAfter
+	idle := time.AfterFunc(patience, func() { cancel(fmt.Errorf("nothing came for %v", patience)) })
+	defer idle.Stop()
+	from := r.d.cfg.Source(r.placed.Node)
+	_, err := r.d.cfg.Blobs.Fetch(ctx, tree, r.d.cfg.Outputs, func(ctx context.Context, h wire.Hash, offset int64) (io.ReadCloser, error) {
+		body, err := from(ctx, h, offset)
+		if err != nil {
+			return nil, err
+		}
+		return progress{body, func() { idle.Reset(patience) }}, nil
+	})
+	return err
+}
+
+// progress tells when bytes come.
+type progress struct {
+	io.ReadCloser
+	came func()
+}
+
+func (p progress) Read(b []byte) (int, error) {
+	n, err := p.ReadCloser.Read(b)
+	if n > 0 {
+		p.came()
+	}
+	return n, err
+}
+
+// endNowhere tells the end of a run that no machine has.
+func (r *run) endNowhere(ctx context.Context) error {
+	st, err := r.d.nowhere(ctx, r.id)
+	if err != nil {
+		return err
+	}
+	return r.logEnd(st)
+}
+
+// logEnd writes the last event and finishes the journal.
+func (r *run) logEnd(st task.Status) error {
+	if err := r.log(endEvent(st)); err != nil {
+		return err
+	}
+	_ = r.journal.Finish() // what is in it is written
+	return nil
+}
+
+// endEvent is the event that says how a run has ended.
+func endEvent(st task.Status) task.Event {
+	e := task.Event{Type: task.EventFinished, State: st.State, ExitCode: st.ExitCode, Message: st.Reason, Time: st.Finished}
+	if !st.Outputs.IsZero() {
+		e.Outputs = st.Outputs.String()
+	}
+	return e
+}
+
+// settle gives the machine this node's last entries, and keeps at it until it
+// has them.
+func (r *run) settle(ctx context.Context) {
+	if r.placed.Node.IsZero() {
+		return
+	}
+	exec := r.d.cfg.Executor(r.placed.Node)
+	for delay := r.d.times.retryMin; ctx.Err() == nil; delay = min(2*delay, r.d.times.lost) {
+		err := r.settleOnce(ctx, exec)
+		if err == nil || errors.Is(err, task.ErrNoRun) { // a machine may forget what has ended
+			os.Remove(r.d.marker(r.id))
+			return
+		}
+		r.wait(ctx, delay)
+	}
+}
+
+func (r *run) settleOnce(ctx context.Context, exec Executor) error {
+	entries, err := r.own(ctx)
+	if err != nil {
+		return err
+	}
+	return exec.Settle(ctx, r.id, entries)
+}

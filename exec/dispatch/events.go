@@ -1,0 +1,68 @@
+package dispatch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/balanceai/balance/exec/journal"
+	"github.com/balanceai/balance/exec/task"
+)
+
+// Events yields the events of a run that come after number after, and with
+// follow those that are still to come. The last one is of type
+// [task.EventFinished]. An error of yield ends it and is returned as it is.
+func (d *Dispatcher) Events(ctx context.Context, id string, after uint64, follow bool, yield func(*task.Event) error) error {
+	j, err := d.journalOf(ctx, id)
+	if err != nil {
+		return err
+	}
+	err = j.Read(ctx, after, follow, func(e *task.Event) error {
+		e.Source = 0
+		return yield(e)
+	})
+	if errors.Is(err, journal.ErrClosed) {
+		return ErrClosed
+	}
+	return err
+}
+
+// journalOf returns the journal of a run: its driver's, or a finished one.
+func (d *Dispatcher) journalOf(ctx context.Context, id string) (*journal.Journal, error) {
+	if r := d.active(id); r != nil {
+		return r.journal, nil
+	}
+	st, err := d.nowhere(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if !st.State.Final() {
+		return nil, fmt.Errorf("run %s: %w", id, ErrClosed) // without a driver only before Resume and after Close
+	}
+	d.past.Lock()
+	defer d.past.Unlock()
+	j, err := d.openJournal(id)
+	if err != nil || j.Finished() {
+		return j, err
+	}
+	// The last life ended after the ledger had the end and before the journal.
+	e := endEvent(st)
+	e.Run, e.Attempt, e.Node = id, st.Attempt, st.Node
+	return j, errors.Join(j.Append(&e), j.Finish())
+}
+
+// status adds up what the ledger has of a run of this node's.
+func (d *Dispatcher) status(ctx context.Context, id string) (task.Status, error) {
+	if !task.ValidID(id) {
+		return task.Status{}, fmt.Errorf("run %q: %w", id, task.ErrNoRun)
+	}
+	entries, err := d.cfg.Ledger.Entries(ctx, id)
+	if err != nil {
+		return task.Status{}, err
+	}
+	st, err := task.Fold(id, entries)
+	if err != nil || st.Submitter != d.cfg.Self {
+		return task.Status{}, fmt.Errorf("run %s: %w", id, task.ErrNoRun)
+	}
+	return st, nil
+}

@@ -1,0 +1,131 @@
+package dispatch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/balanceai/balance/exec/task"
+	"github.com/balanceai/balance/mesh/wire"
+)
+
+// Resume takes up this node's runs of an earlier life that are not over, or
+// whose machine does not have the receipt. It is called once, before Submit. A
+// run that cannot be taken up does not keep the others from it.
+func (d *Dispatcher) Resume(ctx context.Context) error {
+	list, err := d.cfg.Runs(ctx)
+	if err != nil {
+		return fmt.Errorf("resume runs: %w", err)
+	}
+	var errs []error
+	for _, st := range list {
+		if st.Submitter == d.cfg.Self && !d.over(st) {
+			if err := d.revive(ctx, st.ID); err != nil {
+				errs = append(errs, fmt.Errorf("resume run %s: %w", st.ID, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// over reports whether nothing is left to do for a run.
+func (d *Dispatcher) over(st task.Status) bool {
+	if !st.State.Final() {
+		return false
+	}
+	_, err := os.Lstat(d.marker(st.ID))
+	return st.NodeID.IsZero() || st.Receipt && err != nil
+}
+
+// revive makes a driver for a run from what the ledger has.
+func (d *Dispatcher) revive(ctx context.Context, id string) error {
+	entries, err := d.cfg.Ledger.Entries(ctx, id)
+	if err != nil {
+		return err
+	}
+	r, err := d.newRun(id, task.Spec{})
+	if err != nil {
+		return err
+	}
+	if err := r.remember(ctx, entries); err != nil {
+		return errors.Join(err, r.journal.Close())
+	}
+	d.drive(r)
+	return nil
+}
+
+// remember takes back what this node has decided about the run, and decides
+// what it has not.
+func (r *run) remember(ctx context.Context, entries []*wire.Entry) error {
+	for _, e := range entries {
+		if e.Author != r.d.cfg.Self {
+			continue
+		}
+		if err := r.rememberEntry(e); err != nil {
+			return err
+		}
+	}
+	r.room = journalRoom(&r.spec)
+	if r.placed.Attempt == 0 {
+		return r.placeAgain(ctx)
+	}
+	r.sent = true // for all that is known
+	return nil
+}
+
+func (r *run) rememberEntry(e *wire.Entry) error {
+	switch e.Kind {
+	case task.KindSubmit:
+		var s task.Submit
+		if err := wire.Unmarshal(e.Payload, &s); err != nil {
+			return err
+		}
+		r.spec = s.Spec
+	case task.KindPlace:
+		return r.rememberPlace(e)
+	case task.KindCancel:
+		r.cancel = cancelRun
+	case task.KindLost:
+		r.lost = true
+	case task.KindReceipt:
+		r.countersigned = true
+	}
+	return nil
+}
+
+func (r *run) rememberPlace(e *wire.Entry) error {
+	var p task.Place
+	if err := wire.Unmarshal(e.Payload, &p); err != nil {
+		return err
+	}
+	if r.placed.Attempt > 0 && p.Attempt > r.placed.Attempt {
+		ranking, err := p.Ranking()
+		if err != nil {
+			return err
+		}
+		for _, v := range ranking {
+			if v.Node == r.placed.Node {
+				r.tried = append(r.tried, v)
+			}
+		}
+	}
+	r.placed, r.lost = p, false
+	return nil
+}
+
+// recall takes back what the journal has of the present attempt.
+func (r *run) recall(ctx context.Context) error {
+	return r.journal.Read(ctx, 0, false, func(e *task.Event) error {
+		r.room -= cost(e)
+		if e.Attempt != r.placed.Attempt {
+			return nil
+		}
+		r.announced = r.announced || e.Type == task.EventPlaced
+		r.source = max(r.source, e.Source)
+		if e.Type == task.EventStarted {
+			r.begun()
+		}
+		return nil
+	})
+}

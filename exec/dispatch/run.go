@@ -1,0 +1,190 @@
+package dispatch
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/balanceai/balance/exec/journal"
+	"github.com/balanceai/balance/exec/task"
+	"github.com/balanceai/balance/mesh/identity"
+	"github.com/balanceai/balance/mesh/wire"
+)
+
+// maxAttempts bounds how many machines are asked for one run.
+const maxAttempts = 16
+
+// run is a run with a driver.
+type run struct {
+	d       *Dispatcher
+	id      string
+	spec    task.Spec
+	journal *journal.Journal
+	stop    context.CancelFunc
+
+	wake    chan struct{} // holds a token when the driver should look again now
+	down    atomic.Bool   // the machine, as far as was told
+	started chan struct{} // closed when the program runs, or never will
+
+	// The driver's own.
+	fresh         []*wire.Entry  // submit and place, as they were written just now
+	tried         []task.Verdict // machines that did not take the run, and why
+	announced     bool           // the choice is in the journal
+	sent          bool           // the machine may have received the order
+	source        uint64         // number of the last event taken from the machine
+	room          int64          // for the machine's events, in bytes
+	full          bool           // there was no more room
+	contact       bool           // this request was answered
+	lost          bool           // the ledger says so
+	end           *ending        // the machine's account, once it has given it
+	countersigned bool           // the receipt is in the ledger
+
+	mu     sync.Mutex
+	placed task.Place // the last choice; the driver changes it
+	cancel wish
+	told   wish // what the machine knows of it
+}
+
+// wish is how much a user wants a run to end.
+type wish int
+
+const (
+	goOn wish = iota
+	cancelRun
+	forceCancel
+)
+
+// newRun opens the journal of a run that is to get a driver.
+func (d *Dispatcher) newRun(id string, spec task.Spec) (*run, error) {
+	j, err := d.openJournal(id)
+	if err != nil {
+		return nil, err
+	}
+	return &run{
+		d: d, id: id, spec: spec, journal: j,
+		wake: make(chan struct{}, 1), started: make(chan struct{}),
+		room: journalRoom(&spec),
+	}, nil
+}
+
+// where returns the machine of the present attempt.
+func (r *run) where() (identity.ID, string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.placed.Node, r.placed.Name
+}
+
+func (r *run) cancelled() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.cancel != goOn
+}
+
+func (r *run) poke() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (r *run) nodeIs(id identity.ID, down bool) {
+	if node, _ := r.where(); node == id {
+		r.down.Store(down)
+		r.poke()
+	}
+}
+
+// drive is the driver: it brings the run to its end, and its end to the machine.
+func (r *run) drive(ctx context.Context) {
+	var err error
+	if !r.journal.Finished() {
+		err = r.bring(ctx)
+	}
+	r.begun()
+	if err == nil {
+		r.settle(ctx)
+	}
+	_ = r.journal.Close() // what is in it is written
+}
+
+// bring brings the run to its end: nil once that is in the journal.
+func (r *run) bring(ctx context.Context) error {
+	if err := r.insist(ctx, "recall", r.recall); err != nil {
+		return err
+	}
+	if r.countersigned { // so all that came before is in the journal
+		if err := r.insist(ctx, "read account", func(ctx context.Context) (err error) { r.end, err = r.account(ctx); return err }); err != nil {
+			return err
+		}
+		return r.finish(ctx)
+	}
+	for !r.placed.Node.IsZero() {
+		if err := r.insist(ctx, "announce", r.announce); err != nil {
+			return err
+		}
+		err := r.ask(ctx)
+		var refusal *task.Refusal
+		switch {
+		case err == nil:
+			return r.finish(ctx)
+		case errors.As(err, &refusal):
+			if err := r.accept(ctx, refusal.Entries); err != nil {
+				r.d.cfg.Log.Warn("refusal is not in the ledger", "run", r.id, "node", r.placed.Name, "err", err)
+			}
+			err = r.elsewhere(ctx, refusal.Reasons...)
+		case errors.Is(err, task.ErrUnreachable):
+			err = r.elsewhere(ctx, task.Reason{Rule: ruleReach, Text: "was not reached: " + err.Error(), Ever: true})
+		case errors.Is(err, errUnwanted):
+			err = r.insist(ctx, "place", r.placeAgain)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return r.insist(ctx, "end", r.endNowhere)
+}
+
+// insist does something that only this node can hinder, such as a full disk,
+// until it succeeds.
+func (r *run) insist(ctx context.Context, what string, do func(context.Context) error) error {
+	for delay := r.d.times.retryMin; ; delay = min(2*delay, r.d.times.retryMax) {
+		err := do(ctx)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		r.d.cfg.Log.Error("run cannot go on", "run", r.id, "step", what, "err", err)
+		r.wait(ctx, delay)
+	}
+}
+
+// wait waits until it is told to look again, for a time at most.
+func (r *run) wait(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-r.wake:
+	case <-timer.C:
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// log writes an event of this node into the run's journal.
+func (r *run) log(e task.Event) error {
+	e.Run, e.Attempt, e.Node = r.id, r.placed.Attempt, r.placed.Name
+	if e.Time.IsZero() {
+		e.Time = r.d.cfg.Now()
+	}
+	return r.journal.Append(&e)
+}

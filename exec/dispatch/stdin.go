@@ -1,0 +1,134 @@
+package dispatch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/balanceai/balance/exec/task"
+)
+
+// Stdin gives a run its standard input, until in ends. It returns when the
+// machine has all of it, or the run is over. The machine's pace is in's pace.
+//
+// After a break it goes on where the machine has got to. An input that breaks
+// off is an input that ends: nobody else can continue it, and a program that
+// waits for it would wait for ever. The run's events then say so.
+func (d *Dispatcher) Stdin(ctx context.Context, id string, in io.Reader) error {
+	r := d.active(id)
+	if r == nil {
+		if _, err := d.status(ctx, id); err != nil {
+			return err
+		}
+		return fmt.Errorf("run %s: %w", id, ErrOver)
+	}
+	select {
+	case <-r.started:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	src := &source{in: in}
+	if err := r.send(ctx, src); err != nil {
+		return fmt.Errorf("standard input of run %s: %w", id, err)
+	}
+	if err := src.broken(); err != nil {
+		_ = r.log(task.Event{Type: task.EventNote, Message: "the standard input broke off: " + err.Error()}) // unless the run is over
+		return fmt.Errorf("standard input of run %s: %w", id, err)
+	}
+	return nil
+}
+
+// send sends an input, in as many requests as it takes.
+func (r *run) send(ctx context.Context, src *source) error {
+	node, _ := r.where()
+	exec := r.d.cfg.Executor(node)
+	offset, delay := int64(0), r.d.times.retryMin
+	for !r.journal.Finished() {
+		err := exec.Stdin(ctx, r.id, offset, src.from(offset))
+		var at *task.OffsetError
+		switch {
+		case err == nil, errors.Is(err, task.ErrNoRun):
+			return nil
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.As(err, &at) && at.Offset != offset && src.has(at.Offset):
+			offset = at.Offset
+		case errors.Is(err, task.ErrBroken), errors.Is(err, task.ErrUnreachable):
+			sleep(ctx, delay)
+			delay = min(2*delay, r.d.times.retryMax)
+		default:
+			return err
+		}
+	}
+	return nil
+}
+
+// window is how much of an input is kept after it was read. It is what two
+// sockets may hold, so that what a break takes with it can be sent again.
+const window = 8 << 20
+
+// source is an input of which the newest part can be read again.
+type source struct {
+	mu   sync.Mutex // held while in is read: one that reads waits for the other
+	in   io.Reader
+	tail []byte // what was read last
+	read int64  // bytes read in all
+	end  error
+}
+
+// from reads the input from an offset on, which it must have.
+func (s *source) from(offset int64) io.Reader { return &sourceReader{s, offset} }
+
+func (s *source) has(offset int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return offset <= s.read && offset >= s.read-int64(len(s.tail))
+}
+
+// broken returns why the input ended, if that was not its end.
+func (s *source) broken() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if errors.Is(s.end, io.EOF) {
+		return nil
+	}
+	return s.end
+}
+
+type sourceReader struct {
+	*source
+	offset int64
+}
+
+func (r *sourceReader) Read(p []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.offset == r.read && r.end == nil && len(p) > 0 {
+		r.more(len(p))
+	}
+	if r.offset == r.read && r.end != nil {
+		return 0, io.EOF
+	}
+	behind := r.read - r.offset
+	if behind > int64(len(r.tail)) {
+		return 0, io.ErrUnexpectedEOF // of a request that another has overtaken
+	}
+	n := copy(p, r.tail[int64(len(r.tail))-behind:])
+	r.offset += int64(n)
+	return n, nil
+}
+
+// more reads up to n bytes more.
+func (s *source) more(n int) {
+	if len(s.tail) > 2*window { // seldom, as all that is kept moves
+		s.tail = append(s.tail[:0], s.tail[len(s.tail)-window:]...)
+	}
+	at := len(s.tail)
+	s.tail = append(s.tail, make([]byte, n)...)
+	got, err := s.in.Read(s.tail[at:])
+	s.tail = s.tail[:at+got]
+	s.read += int64(got)
+	s.end = err
+}

@@ -1,0 +1,170 @@
+package dispatch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/balanceai/balance/exec/task"
+	"github.com/balanceai/balance/mesh/wire"
+)
+
+// Bounds on what a machine can make this node keep of a run.
+const (
+	maxEntries  = 16   // in one event
+	maxMessage  = 4096 // bytes
+	eventCost   = 256  // bytes that an event takes besides its output
+	leastOutput = 256 * task.MiB
+)
+
+// journalRoom is how many bytes of events a machine may send for a run: twice
+// the output that the run may keep, as short lines cost more than their length.
+func journalRoom(spec *task.Spec) int64 {
+	output := spec.Limits.Output
+	if output == 0 {
+		output = task.DefaultOutput
+	}
+	return 2 * int64(max(output, leastOutput))
+}
+
+// take takes an event from the machine: its entries go into the ledger, then
+// the event into the journal. An event that was taken before is left out.
+func (r *run) take(ctx context.Context, exec Executor, e *task.Event) error {
+	r.contact, r.sent = true, true
+	if r.lost {
+		if err := r.find(ctx); err != nil {
+			return err
+		}
+	}
+	if e.Seq <= r.source || r.end != nil {
+		return nil
+	}
+	entries, err := parseEntries(e.Entries)
+	if err != nil {
+		return err
+	}
+	if err := r.accept(ctx, entries); err != nil {
+		return err
+	}
+	if e.Type == task.EventFinished {
+		r.end, err = r.account(ctx)
+		return err
+	}
+	if err := r.show(e); err != nil {
+		return err
+	}
+	r.source = e.Seq
+	if e.Type == task.EventStarted {
+		r.begun()
+		_ = r.tellCancel(ctx, exec) // what could not be told before, as the machine did not know the run
+	}
+	return nil
+}
+
+// begun lets standard input through, once there is somebody to read it or
+// nobody ever will be.
+func (r *run) begun() {
+	select {
+	case <-r.started:
+	default:
+		close(r.started)
+	}
+}
+
+func parseEntries(list [][]byte) ([]*wire.Entry, error) {
+	if len(list) > maxEntries {
+		return nil, fmt.Errorf("%d entries with one event", len(list))
+	}
+	out := make([]*wire.Entry, len(list))
+	for i, b := range list {
+		var err error
+		if out[i], err = wire.ParseEntry(b); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// machineKinds are what a machine writes in the topic of a run. Anything else of
+// its would speak for the submitter.
+var machineKinds = []string{task.KindAccepted, task.KindRefused, task.KindStarted, task.KindFinished}
+
+// accept stores the machine's entries about this run.
+func (r *run) accept(ctx context.Context, entries []*wire.Entry) error {
+	if len(entries) == 0 {
+		return nil
+	}
+	for _, e := range entries {
+		if e.Author != r.placed.Node || e.Topic != r.id || !slices.Contains(machineKinds, e.Kind) {
+			return fmt.Errorf("entry %s of %s in %s: not what %s can say of this run", e.Kind, e.Author.Short(), e.Topic, r.placed.Name)
+		}
+	}
+	_, err := r.d.cfg.Ledger.Accept(ctx, entries...)
+	return err
+}
+
+// show writes a machine's event into the journal, in this node's words.
+func (r *run) show(e *task.Event) error {
+	out := task.Event{Type: e.Type, Time: e.Time, Source: e.Seq}
+	switch e.Type {
+	case task.EventStarted:
+		out.State = task.Running
+	case task.EventOutput:
+		out.Data, out.Binary = e.Data, e.Binary
+		if out.Stream = task.Stdout; e.Stream == task.Stderr {
+			out.Stream = task.Stderr
+		}
+	case task.EventNote:
+		out.Message = e.Message[:min(len(e.Message), maxMessage)]
+	default:
+		return nil // a newer program's
+	}
+	if r.full {
+		return nil
+	}
+	if r.room -= cost(&out); r.room < 0 {
+		r.full = true
+		out = task.Event{Type: task.EventNote, Source: e.Seq, Message: r.placed.Name + " sends more than the run may keep: the rest is left out"}
+	}
+	return r.log(out)
+}
+
+// cost is what an event takes of the room.
+func cost(e *task.Event) int64 { return eventCost + int64(len(e.Data)+len(e.Binary)+len(e.Message)) }
+
+// ending is a machine's signed account of an attempt.
+type ending struct {
+	task.Finished
+	entry *wire.Entry
+}
+
+func (e *ending) status() task.Status {
+	return task.Status{State: e.State, ExitCode: &e.ExitCode, Reason: e.Reason, Finished: e.entry.Time(), Outputs: e.Outputs}
+}
+
+// account finds the machine's account in the ledger.
+func (r *run) account(ctx context.Context) (*ending, error) {
+	entries, err := r.d.cfg.Ledger.Entries(ctx, r.id)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		if e.Author != r.placed.Node || e.Kind != task.KindFinished {
+			continue
+		}
+		end := &ending{entry: e}
+		if err := wire.Unmarshal(e.Payload, &end.Finished); err != nil {
+			return nil, fmt.Errorf("its account: %w", err)
+		}
+		if end.Attempt != r.placed.Attempt {
+			continue
+		}
+		switch end.State {
+		case task.Succeeded, task.Failed, task.Cancelled:
+			return end, nil
+		}
+		return nil, fmt.Errorf("its account ends in state %q", end.State)
+	}
+	return nil, errors.New("it finished without a signed account")
+}

@@ -1,0 +1,101 @@
+package dispatch
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/balanceai/balance/exec/task"
+	"github.com/balanceai/balance/mesh/identity"
+	"github.com/balanceai/balance/mesh/wire"
+)
+
+// Attempt is one choice of a machine for a run, as the ledger has it.
+type Attempt struct {
+	Attempt int           `json:"attempt"`
+	Node    string        `json:"node"` // empty where none fits
+	NodeID  identity.ID   `json:"node_id,omitzero"`
+	Ranking task.Ranking  `json:"ranking"`
+	More    int           `json:"more,omitempty"`    // machines left out of the ranking, the worst
+	Refusal []task.Reason `json:"refusal,omitempty"` // why the machine did not take the run
+}
+
+// Why returns the choices that were made for a run, in order.
+func (d *Dispatcher) Why(ctx context.Context, id string) ([]Attempt, error) {
+	entries, err := d.cfg.Ledger.Entries(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	st, err := task.Fold(id, entries)
+	if err != nil {
+		return nil, fmt.Errorf("run %s: %w", id, task.ErrNoRun)
+	}
+	var out []Attempt
+	for _, e := range entries {
+		if e.Author == st.Submitter && e.Kind == task.KindPlace {
+			if out, err = addAttempt(out, e); err != nil {
+				return nil, fmt.Errorf("run %s: %w", id, err)
+			}
+		}
+	}
+	return out, nil
+}
+
+func addAttempt(list []Attempt, e *wire.Entry) ([]Attempt, error) {
+	var p task.Place
+	if err := wire.Unmarshal(e.Payload, &p); err != nil {
+		return nil, err
+	}
+	if n := len(list); n > 0 && list[n-1].Attempt == p.Attempt {
+		return list, nil // the machine was lost and found
+	}
+	ranking, err := p.Ranking()
+	if err != nil {
+		return nil, err
+	}
+	if n := len(list); n > 0 { // the next choice says why this one failed
+		for _, v := range ranking {
+			if v.Node == list[n-1].NodeID {
+				list[n-1].Refusal = v.Reasons
+			}
+		}
+	}
+	return append(list, Attempt{Attempt: p.Attempt, Node: p.Name, NodeID: p.Node, Ranking: ranking, More: p.More}), nil
+}
+
+// nowhere is the status of a run of this node's, with the reasons where no
+// machine fits.
+func (d *Dispatcher) nowhere(ctx context.Context, id string) (task.Status, error) {
+	st, err := d.status(ctx, id)
+	if err != nil || st.State != task.Unplaced {
+		return st, err
+	}
+	attempts, err := d.Why(ctx, id)
+	if err != nil {
+		return task.Status{}, err
+	}
+	st.Reason += ": " + sentence(attempts[len(attempts)-1])
+	return st, nil
+}
+
+// mostNamed bounds how many machines a sentence names.
+const mostNamed = 8
+
+// sentence says why no machine takes a run.
+func sentence(a Attempt) string {
+	if len(a.Ranking) == 0 {
+		return "the mesh has no machine"
+	}
+	var parts []string
+	for _, v := range a.Ranking[:min(len(a.Ranking), mostNamed)] {
+		texts := make([]string, len(v.Reasons))
+		for i, r := range v.Reasons {
+			texts[i] = r.Text
+		}
+		parts = append(parts, v.Name+" "+strings.Join(texts, ", "))
+	}
+	if more := len(a.Ranking) + a.More - len(parts); more > 0 {
+		parts = append(parts, fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(parts, "; ")
+}

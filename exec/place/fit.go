@@ -1,0 +1,185 @@
+package place
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/balanceai/balance/exec/fleet"
+	"github.com/balanceai/balance/exec/policy"
+	"github.com/balanceai/balance/exec/task"
+)
+
+// fit is one machine held against one run.
+type fit struct {
+	spec  *task.Spec
+	needs task.Needs // what the machine would reserve
+	node  *fleet.Node
+	offer *fleet.Offer
+	live  fleet.Live
+
+	cpu     task.CPU   // free for runs
+	memory  task.Bytes // free for runs
+	pool    []device   // all that the machine has
+	devices []device   // that the run would get
+	reasons []task.Reason
+}
+
+// check asks everything that stands between a run and a machine, and stops
+// early only where nothing is known about the machine.
+func check(spec *task.Spec, owner string, node *fleet.Node, held task.Needs, now time.Time) *fit {
+	f := &fit{spec: spec, needs: spec.Needs.Held(), node: node, offer: node.Offer}
+	f.alive(now)
+	f.pinned()
+	if f.offer == nil {
+		f.later("offer", 0, 0, "has not said yet what it offers")
+		return f
+	}
+	f.live = liveOf(node)
+	f.cpu = sub(sub(f.offer.CPU, f.offer.Terms.ReserveCPU), f.live.HeldCPU)
+	f.memory = freeMemory(f.offer, &f.live)
+	f.reasons = append(f.reasons, f.offer.Terms.Ask(policy.Question{
+		Owner:     owner,
+		Machine:   node.Owner,
+		Needs:     f.needs,
+		Limits:    spec.Limits,
+		Held:      held,
+		Now:       now.In(time.FixedZone("", f.offer.Zone)),
+		Isolation: f.offer.Isolation,
+	})...)
+	f.kind()
+	f.amounts()
+	f.gpus()
+	return f
+}
+
+// liveOf returns what is free on a machine. One that has told what it offers
+// but not yet what is free of it counts as all free: it decides in the end.
+func liveOf(node *fleet.Node) fleet.Live {
+	if node.Live != nil {
+		return *node.Live
+	}
+	l := fleet.Live{FreeMemory: node.Offer.Memory, FreeDisk: node.Offer.Disk}
+	for _, d := range node.Offer.GPUs {
+		l.GPUs = append(l.GPUs, fleet.LiveGPU{FreeVRAM: d.VRAM})
+	}
+	return l
+}
+
+// freeMemory is what a run could get. Two limits hold. By promise: all memory
+// without what the owner keeps and what runs hold. By measurement: what is free
+// now. What runs hold is not taken from the second as well, for most of it is
+// in use and so measured already; nor is what the owner keeps, for the owner's
+// programs use it. FreeMemory 0 means that it was not measured: a machine with
+// nothing free could not tell.
+func freeMemory(o *fleet.Offer, l *fleet.Live) task.Bytes {
+	promise := sub(sub(o.Memory, o.Terms.ReserveMemory), l.HeldMemory)
+	if l.FreeMemory == 0 {
+		return promise
+	}
+	return min(promise, l.FreeMemory)
+}
+
+func sub[T task.CPU | task.Bytes](a, b T) T {
+	if b > a {
+		return 0
+	}
+	return a - b
+}
+
+func (f *fit) alive(now time.Time) {
+	if f.node.Self || f.node.State != fleet.Down {
+		return
+	}
+	if f.node.LiveAt.IsZero() {
+		f.later("alive", 0, 0, "is down; nothing was heard of it since this node started")
+		return
+	}
+	f.later("alive", 0, 0, "is down, last heard of %v ago", now.Sub(f.node.LiveAt).Round(time.Second))
+}
+
+func (f *fit) pinned() {
+	if pin := f.spec.Node; pin != "" && pin != f.node.Name && pin != f.node.ID.String() {
+		f.never("node", 0, 0, "the run is for another machine only")
+	}
+}
+
+// kind checks what the machine is, as opposed to how much of it is free.
+func (f *fit) kind() {
+	o, n := f.offer, f.needs
+	if !slices.Contains(o.Drivers, f.spec.Driver) {
+		f.never("driver", 0, 0, "cannot start runs of driver %s", f.spec.Driver)
+	}
+	if len(n.OS) > 0 && !slices.Contains(n.OS, o.OS) {
+		f.never("os", 0, 0, "%s is not %s", o.OS, either(n.OS))
+	}
+	if len(n.Arch) > 0 && !slices.Contains(n.Arch, o.Arch) {
+		f.never("arch", 0, 0, "%s is not %s", o.Arch, either(n.Arch))
+	}
+	if miss := missing(n.Labels, func(l string) bool { return slices.Contains(o.Labels, l) }); len(miss) > 0 {
+		f.never("labels", 0, 0, "does not have the label %s", strings.Join(miss, ", "))
+	}
+	has := func(name string) bool {
+		return slices.ContainsFunc(o.Engines, func(e fleet.Engine) bool { return e.Name == name })
+	}
+	if miss := missing(n.Engines, has); len(miss) > 0 {
+		f.never("engines", 0, 0, "does not have %s", strings.Join(miss, ", "))
+	}
+}
+
+func either(words []string) string { return strings.Join(words, " or ") }
+
+func missing(want []string, has func(string) bool) []string {
+	var out []string
+	for _, w := range want {
+		if !has(w) {
+			out = append(out, w)
+		}
+	}
+	return out
+}
+
+func (f *fit) amounts() {
+	o, n := f.offer, f.needs
+	if n.CPU > f.cpu {
+		all := sub(o.CPU, o.Terms.ReserveCPU)
+		f.refuse(n.CPU <= all, "cpu", uint64(n.CPU), uint64(f.cpu),
+			"needs %v cores; %v of %v are free%s", n.CPU, f.cpu, o.CPU, kept(o.Terms.ReserveCPU))
+	}
+	if n.Memory > f.memory {
+		all := sub(o.Memory, o.Terms.ReserveMemory)
+		f.refuse(n.Memory <= all, "memory", uint64(n.Memory), uint64(f.memory),
+			"needs %v of memory; %v of %v are free%s", n.Memory, f.memory, o.Memory, kept(o.Terms.ReserveMemory))
+	}
+	if n.Disk > f.live.FreeDisk {
+		f.refuse(n.Disk <= o.Disk, "disk", uint64(n.Disk), uint64(f.live.FreeDisk),
+			"needs %v of disk; %v of %v are free", n.Disk, f.live.FreeDisk, o.Disk)
+	}
+}
+
+// kept tells what the owner keeps, as part of a sentence.
+func kept[T interface {
+	task.CPU | task.Bytes
+	fmt.Stringer
+}](n T) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", its owner keeps %v", n)
+}
+
+// later notes a reason that time can remove, never one that it cannot.
+func (f *fit) later(rule string, need, have uint64, format string, args ...any) {
+	f.refuse(true, rule, need, have, format, args...)
+}
+
+func (f *fit) never(rule string, need, have uint64, format string, args ...any) {
+	f.refuse(false, rule, need, have, format, args...)
+}
+
+func (f *fit) refuse(ever bool, rule string, need, have uint64, format string, args ...any) {
+	f.reasons = append(f.reasons, task.Reason{
+		Rule: rule, Text: fmt.Sprintf(format, args...), Need: need, Have: have, Ever: ever,
+	})
+}

@@ -1,0 +1,187 @@
+package policy
+
+import (
+	"math"
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/balanceai/balance/exec/task"
+)
+
+func at(clock string) time.Time {
+	t, err := time.Parse("15:04", clock)
+	if err != nil {
+		panic(err)
+	}
+	return t
+}
+
+// asks is a run of owner's on alice's machine.
+func asks(owner string, needs task.Needs, now string) Question {
+	return Question{Owner: owner, Machine: "alice", Needs: needs.Held(), Now: at(now), Isolation: IsolationNone}
+}
+
+// The table was written by hand from what an owner would expect: who, what, and
+// when against the grants of one machine.
+func TestTable(t *testing.T) {
+	const g = task.GiB
+	terms := Terms{Offers: true, Others: []Grant{
+		{Owner: "ben", Isolation: IsolationNone, CPU: 4 * task.Core, Memory: 8 * g, GPUs: 1, Time: time.Hour},
+		{Owner: "cleo", Isolation: IsolationNone, CPU: 2 * task.Core, Memory: 4 * g, From: 22 * 60, To: 7 * 60},
+		{Owner: AnyOwner, Isolation: IsolationNone, CPU: task.Core, Memory: g, From: 12 * 60, To: 13 * 60},
+	}}
+	hour := task.Limits{Time: time.Hour}
+	for _, tc := range []struct {
+		name   string
+		q      Question
+		limits task.Limits
+		held   task.Needs
+		want   string // the reasons; empty: allowed
+		ever   bool
+	}{
+		{"the owner: anything, any time", asks("alice", task.Needs{CPU: 64 * task.Core, GPUs: 8}, "03:00"), task.Limits{}, task.Needs{}, "", false},
+		{"ben within his grant", asks("ben", task.Needs{CPU: 4 * task.Core, Memory: 8 * g, GPUs: 1}, "03:00"), hour, task.Needs{}, "", false},
+		{"ben without a time limit", asks("ben", task.Needs{}, "03:00"), task.Limits{}, task.Needs{}, "grants ben runs of 1h0m0s at most: give the run a time limit within that", false},
+		{"ben for too long", asks("ben", task.Needs{}, "03:00"), task.Limits{Time: 2 * time.Hour}, task.Needs{}, "grants ben runs of 1h0m0s at most: give the run a time limit within that", false},
+		{"ben with too much, ever", asks("ben", task.Needs{GPUs: 2}, "03:00"), hour, task.Needs{}, "grants ben 1 GPUs in all, 0 are in use, the run needs 2", false},
+		{"ben with too much, now", asks("ben", task.Needs{CPU: 2 * task.Core, Memory: g}, "03:00"), hour, task.Needs{CPU: 3 * task.Core, Memory: 8 * g}, "grants ben 4 cores in all, 3 are in use, the run needs 2; grants ben 8 GiB of memory in all, 8 GiB are in use, the run needs 1 GiB", true},
+		{"ben is not everybody too", asks("ben", task.Needs{CPU: 4 * task.Core}, "12:30"), hour, task.Needs{}, "", false},
+		{"cleo at night", asks("cleo", task.Needs{}, "22:00"), task.Limits{}, task.Needs{}, "", false},
+		{"cleo before the morning", asks("cleo", task.Needs{}, "06:59"), task.Limits{}, task.Needs{}, "", false},
+		{"cleo in the morning", asks("cleo", task.Needs{}, "07:00"), task.Limits{}, task.Needs{}, "is open to cleo from 22:00 to 07:00", true},
+		{"dora at noon", asks("dora", task.Needs{}, "12:00"), task.Limits{}, task.Needs{}, "", false},
+		{"dora after noon", asks("dora", task.Needs{}, "13:00"), task.Limits{}, task.Needs{}, "is open to dora from 12:00 to 13:00", true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			tc.q.Limits, tc.q.Held = tc.limits, tc.held
+			var texts []string
+			for _, r := range terms.Ask(tc.q) {
+				texts = append(texts, r.Text)
+				if r.Rule != "terms" || r.Ever != tc.ever {
+					t.Errorf("reason %+v", r)
+				}
+			}
+			if got := strings.Join(texts, "; "); got != tc.want {
+				t.Errorf("got  %s\nwant %s", got, tc.want)
+			}
+		})
+	}
+}
+
+func TestDeniesByDefault(t *testing.T) {
+	all := []Grant{{Owner: AnyOwner, Isolation: IsolationNone, CPU: math.MaxUint64, Memory: math.MaxUint64, GPUs: math.MaxInt}}
+	for name, tc := range map[string]struct {
+		terms Terms
+		q     Question
+	}{
+		"the zero terms, to the owner":        {Terms{}, asks("alice", task.Needs{}, "12:00")},
+		"no offer, whatever the grants":       {Terms{Others: all}, asks("ben", task.Needs{}, "12:00")},
+		"no grants":                           {Terms{Offers: true}, asks("ben", task.Needs{}, "12:00")},
+		"a grant of nothing":                  {Terms{Offers: true, Others: []Grant{{Owner: "ben", Isolation: IsolationNone}}}, asks("ben", task.Needs{}, "12:00")},
+		"a grant that accepts no isolation":   {Terms{Offers: true, Others: []Grant{{Owner: "ben", CPU: 8000, Memory: task.TiB}}}, asks("ben", task.Needs{}, "12:00")},
+		"a machine that does not say its own": {Terms{Offers: true, Others: []Grant{{Owner: "ben", CPU: 8000, Memory: task.TiB}}}, Question{Owner: "ben", Machine: "alice", Needs: task.Needs{}.Held()}},
+	} {
+		if tc.terms.Ask(tc.q) == nil {
+			t.Errorf("%s: allowed", name)
+		}
+	}
+	if got := (Terms{Offers: true, Others: all}).Ask(asks("ben", task.Needs{CPU: 8000}, "12:00")); got != nil {
+		t.Errorf("everything to everybody: %v", got)
+	}
+}
+
+// A name that looks like a granted one is another name.
+func TestLookAlikes(t *testing.T) {
+	terms := Terms{Offers: true, Others: []Grant{{Owner: "ben", Isolation: IsolationNone, CPU: 8000, Memory: task.TiB}}}
+	if terms.Ask(asks("ben", task.Needs{}, "12:00")) != nil {
+		t.Fatal("ben is refused")
+	}
+	for _, name := range []string{
+		"", "be", "benn", "abен", "ben2", "xben", "ben-", "-ben", "ben ", " ben", "ben\n", "ben\x00", "Ben", "BEN",
+		"b\u0435n",                            // Cyrillic е
+		"be\u0301n",                           // combining accent
+		"\uff42\uff45\uff4e",                  // full width
+		"be\u200bn", "\ufeffben", "be\u00adn", // invisible characters
+		"*", "?en", "b*", "ben,alice", "ali\u0441e", "alice ",
+	} {
+		if terms.Ask(asks(name, task.Needs{}, "12:00")) == nil {
+			t.Errorf("%q passed for ben or alice", name)
+		}
+	}
+}
+
+// What a stranger asks for may be any number: sums must not wrap.
+func TestHugeNeeds(t *testing.T) {
+	terms := Terms{Offers: true, Others: []Grant{{Owner: "ben", Isolation: IsolationNone, CPU: 4000, Memory: task.GiB, GPUs: 1}}}
+	rapid.Check(t, func(t *rapid.T) {
+		q := asks("ben", task.Needs{}, "12:00")
+		q.Needs.CPU = task.CPU(rapid.Uint64().Draw(t, "cpu"))
+		q.Needs.Memory = task.Bytes(rapid.Uint64().Draw(t, "memory"))
+		q.Held.CPU = task.CPU(rapid.Uint64().Draw(t, "held cpu"))
+		q.Held.Memory = task.Bytes(rapid.Uint64().Draw(t, "held memory"))
+		fits := q.Held.CPU <= 4000 && q.Needs.CPU <= 4000-q.Held.CPU && q.Held.Memory <= task.GiB && q.Needs.Memory <= task.GiB-q.Held.Memory
+		if got := terms.Ask(q); q.Needs.CPU > 0 && q.Needs.Memory > 0 && (got == nil) != fits {
+			t.Fatalf("%+v: %v", q, got)
+		}
+	})
+}
+
+func TestCheck(t *testing.T) {
+	good := Grant{Owner: "ben", Isolation: IsolationNone, CPU: 1, Memory: 1}
+	with := func(change func(*Grant)) Terms {
+		g := good
+		change(&g)
+		return Terms{Others: []Grant{g}}
+	}
+	if err := (Terms{Others: []Grant{good, {Owner: "*", CPU: 1, Memory: 1}}}).Check(); err != nil {
+		t.Error(err)
+	}
+	for name, terms := range map[string]Terms{
+		"owner twice":   {Others: []Grant{good, good}},
+		"no owner":      with(func(g *Grant) { g.Owner = "" }),
+		"odd owner":     with(func(g *Grant) { g.Owner = "Ben" }),
+		"isolation":     with(func(g *Grant) { g.Isolation = "vm" }),
+		"no cpu":        with(func(g *Grant) { g.CPU = 0 }),
+		"no memory":     with(func(g *Grant) { g.Memory = 0 }),
+		"negative GPUs": with(func(g *Grant) { g.GPUs = -1 }),
+		"negative time": with(func(g *Grant) { g.Time = -1 }),
+		"hours":         with(func(g *Grant) { g.To = 24 * 60 }),
+		"before hours":  with(func(g *Grant) { g.From = -1 }),
+	} {
+		if terms.Check() == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+func TestHours(t *testing.T) {
+	for _, s := range []string{"22:00-07:30", "00:00-00:00", "9:05 - 17:00"} {
+		from, to, err := ParseHours(s)
+		if err != nil {
+			t.Fatalf("%q: %v", s, err)
+		}
+		if again, to2, err := ParseHours(Clock(from) + "-" + Clock(to)); again != from || to2 != to || err != nil {
+			t.Errorf("%q became %d-%d", s, again, to2)
+		}
+	}
+	for _, s := range []string{"", "22:00", "22:00-", "-07:00", "24:00-07:00", "22:60-07:00", "22-7", "22:00-07:00-08:00", "noon-night"} {
+		if _, _, err := ParseHours(s); err == nil {
+			t.Errorf("%q: no error", s)
+		}
+	}
+}
+
+// Of any two different hours, exactly one half of the day is open.
+func TestHoursAreHalfOpen(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		from, to := rapid.IntRange(0, 1439).Draw(t, "from"), rapid.IntRange(0, 1439).Draw(t, "to")
+		now := at(Clock(rapid.IntRange(0, 1439).Draw(t, "now")))
+		day, night := Grant{From: from, To: to}.open(now), Grant{From: to, To: from}.open(now)
+		if from != to && day == night || from == to && !day {
+			t.Fatalf("%s-%s at %v: %v and %v", Clock(from), Clock(to), now, day, night)
+		}
+	})
+}

@@ -1,0 +1,260 @@
+package remote
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/balanceai/balance/exec/task"
+	"github.com/balanceai/balance/mesh/identity"
+	"github.com/balanceai/balance/mesh/wire"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// One suite, for a runner here and for the same runner at the other end of the
+// protocol.
+func TestContract(t *testing.T) {
+	t.Run("local", func(t *testing.T) { testRunner(t, func(_ *testing.T, f *fake) Runner { return f }) })
+	t.Run("remote", func(t *testing.T) {
+		testRunner(t, func(t *testing.T, f *fake) Runner { return serve(t, &Server{Runner: f}).client })
+	})
+}
+
+// lab is a server and a client for it.
+type lab struct {
+	server *http.Server
+	addr   string
+	http   *http.Client
+	client *Client
+}
+
+// serve runs a server on loopback, which knows its one caller as peer.
+func serve(t testing.TB, s *Server) *lab {
+	t.Helper()
+	s.Self = self
+	if s.Caller == nil {
+		s.Caller = func(*http.Request) (identity.ID, bool) { return peer, true }
+	}
+	if s.Submitted == nil {
+		s.Submitted = func(context.Context, string, identity.ID) bool { return true }
+	}
+	ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &lab{server: &http.Server{Handler: s.Handler(), ReadHeaderTimeout: 10 * time.Second}, addr: ln.Addr().String()}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = l.server.Serve(ln)
+	}()
+	l.http, l.client = clientOf(t, l.addr)
+	t.Cleanup(func() {
+		_ = l.server.Close()
+		<-done
+	})
+	return l
+}
+
+// clientOf returns a client whose transport finds every node at addr.
+func clientOf(t testing.TB, addr string) (*http.Client, *Client) {
+	tr := &http.Transport{
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, network, addr)
+		},
+		MaxIdleConnsPerHost: 16,
+	}
+	t.Cleanup(tr.CloseIdleConnections)
+	h := &http.Client{Transport: tr}
+	return h, NewClient(h, self)
+}
+
+func collect(got *[]*task.Event) func(*task.Event) error {
+	return func(e *task.Event) error {
+		*got = append(*got, e)
+		return nil
+	}
+}
+
+func testRunner(t *testing.T, connect func(*testing.T, *fake) Runner) {
+	events := func() []*task.Event {
+		return []*task.Event{
+			{Type: task.EventStarted, Run: run1, Time: time.Unix(1_700_000_000, 0).UTC(), Attempt: 3, Node: "hydra", State: task.Running, Entries: [][]byte{{1, 2}, {3}}},
+			output([]byte("plain <&> \u2028 text\n")),
+			output([]byte("\xff\xfe\x00")),
+			output(bytes.Repeat([]byte{7}, 32<<10)), // the longest form of 32 KiB
+			{Type: task.EventNote, Run: run1, Message: "note"},
+			finished(7),
+		}
+	}
+	order := task.Order{Run: run1, Attempt: 3, From: peer, Entries: []*wire.Entry{entry(t, task.KindSubmit), entry(t, task.KindPlace)}}
+
+	t.Run("start", func(t *testing.T) {
+		f := newFake()
+		want := events()
+		f.happen(run1, want...)
+		var got []*task.Event
+		if err := connect(t, f).Start(t.Context(), order, collect(&got)); err != nil {
+			t.Fatal(err)
+		}
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("got %d events", len(got))
+			for i := range min(len(got), len(want)) {
+				if !reflect.DeepEqual(got[i], want[i]) {
+					t.Errorf("%+v\nwant %+v", got[i], want[i])
+				}
+			}
+		}
+		if arrived := f.runs[run1].order; !reflect.DeepEqual(arrived, order) {
+			t.Errorf("order %+v\nwant %+v", arrived, order)
+		}
+	})
+
+	t.Run("each event at once", func(t *testing.T) {
+		f := newFake()
+		seen := 0
+		f.happen(run1, events()[0])
+		err := connect(t, f).Follow(t.Context(), run1, 0, func(e *task.Event) error {
+			seen++
+			if e.Type != task.EventFinished { // the next comes only when this one has been seen
+				next := output([]byte("more"))
+				if seen == 20 {
+					next = finished(0)
+				}
+				f.happen(run1, next)
+			}
+			return nil
+		})
+		if err != nil || seen != 21 {
+			t.Errorf("%d events: %v", seen, err)
+		}
+	})
+
+	t.Run("follow", func(t *testing.T) {
+		f := newFake()
+		want := events()
+		f.happen(run1, want...)
+		r := connect(t, f)
+		for after := range len(want) + 2 {
+			var got []*task.Event
+			if err := r.Follow(t.Context(), run1, uint64(after), collect(&got)); err != nil {
+				t.Fatal(err)
+			}
+			if len(got) != max(0, len(want)-after) || len(got) > 0 && got[0].Seq != uint64(after+1) {
+				t.Errorf("after %d: %d events", after, len(got))
+			}
+		}
+	})
+
+	t.Run("refusal", func(t *testing.T) {
+		f := newFake()
+		f.refusal = &task.Refusal{
+			Reasons: []task.Reason{{Rule: "cpu", Text: "needs 4 cores", Need: 4, Have: 1, Ever: true}, {Rule: "arch", Text: "arm64"}},
+			Entries: []*wire.Entry{entry(t, task.KindRefused)},
+		}
+		err := connect(t, f).Start(t.Context(), order, collect(new([]*task.Event)))
+		var got *task.Refusal
+		if !errors.As(err, &got) || !reflect.DeepEqual(got, f.refusal) {
+			t.Errorf("got %v", err)
+		}
+	})
+
+	t.Run("no such run", func(t *testing.T) {
+		r := connect(t, newFake())
+		for name, err := range map[string]error{
+			"follow": r.Follow(t.Context(), run1, 0, collect(new([]*task.Event))),
+			"stdin":  r.Stdin(t.Context(), run1, 0, strings.NewReader("x")),
+			"cancel": r.Cancel(t.Context(), run1, false),
+			"settle": r.Settle(t.Context(), run1, nil),
+		} {
+			if !errors.Is(err, task.ErrNoRun) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	})
+
+	t.Run("yield ends it", func(t *testing.T) {
+		f := newFake()
+		f.happen(run1, output([]byte("x")), output([]byte("y")))
+		enough := errors.New("enough")
+		n := 0
+		err := connect(t, f).Follow(t.Context(), run1, 0, func(*task.Event) error { n++; return enough })
+		if !errors.Is(err, enough) || n != 1 {
+			t.Errorf("%d events, then %v", n, err)
+		}
+		f.wait(t, "the runner's call to end", func() bool { return f.left == 1 })
+	})
+
+	t.Run("context ends it", func(t *testing.T) {
+		f := newFake()
+		f.happen(run1, output([]byte("x")))
+		ctx, cancel := context.WithCancel(t.Context())
+		err := connect(t, f).Start(ctx, order, func(*task.Event) error { cancel(); return nil })
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v", err)
+		}
+		f.wait(t, "the runner's call to end", func() bool { return f.left == 1 })
+	})
+
+	t.Run("stdin", func(t *testing.T) {
+		f := newFake()
+		f.happen(run1)
+		r := connect(t, f)
+		pr, pw := io.Pipe()
+		done := make(chan error, 1)
+		go func() { done <- r.Stdin(t.Context(), run1, 0, pr) }()
+		for _, part := range []string{"one ", "two"} { // each arrives before the next is sent
+			_, _ = pw.Write([]byte(part))
+			f.wait(t, part, func() bool { return strings.HasSuffix(f.runs[run1].stdin.String(), part) })
+		}
+		broken := errors.New("the terminal is gone")
+		pw.CloseWithError(broken)
+		if err := <-done; err == nil {
+			t.Error("a broken input passed for its end")
+		}
+		f.mu.Lock()
+		if f.runs[run1].eof {
+			t.Error("the runner took a broken input for its end")
+		}
+		f.mu.Unlock()
+		var offset *task.OffsetError
+		if err := r.Stdin(t.Context(), run1, 3, strings.NewReader("x")); !errors.As(err, &offset) || offset.Offset != 7 {
+			t.Fatalf("wrong offset: %v", err)
+		}
+		if err := r.Stdin(t.Context(), run1, 7, strings.NewReader(" three")); err != nil {
+			t.Fatal(err)
+		}
+		if got := f.runs[run1].stdin.String(); got != "one two three" || !f.runs[run1].eof {
+			t.Errorf("got %q, eof %v", got, f.runs[run1].eof)
+		}
+	})
+
+	t.Run("cancel and settle", func(t *testing.T) {
+		f := newFake()
+		f.happen(run1)
+		r := connect(t, f)
+		for _, force := range []bool{false, true} {
+			if err := r.Cancel(t.Context(), run1, force); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want := []*wire.Entry{entry(t, task.KindReceipt)}
+		if err := r.Settle(t.Context(), run1, want); err != nil {
+			t.Fatal(err)
+		}
+		if got := f.runs[run1]; !slices.Equal(got.cancels, []bool{false, true}) || !reflect.DeepEqual(got.settled, want) {
+			t.Errorf("got %v and %v", got.cancels, got.settled)
+		}
+	})
+}

@@ -1,0 +1,201 @@
+package remote
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/balanceai/balance/exec/task"
+	"github.com/balanceai/balance/mesh/identity"
+	"github.com/balanceai/balance/mesh/wire"
+)
+
+// Server answers other nodes for this one's runner. It belongs on a listener
+// that only the mesh reaches, under /v1/runs/ and /v1/blobs/.
+type Server struct {
+	Self   identity.ID
+	Runner Runner
+
+	// Caller returns the member at the other end of the tunnel.
+	Caller func(*http.Request) (identity.ID, bool)
+	// Submitted reports whether by submitted a run that is here.
+	Submitted func(ctx context.Context, run string, by identity.ID) bool
+	// Blob opens a blob, or returns an error that is [fs.ErrNotExist].
+	Blob func(h wire.Hash) (io.ReadSeekCloser, error)
+	// Allowed reports whether a peer may have a blob.
+	Allowed func(peer identity.ID, h wire.Hash) bool
+
+	keepAlive time.Duration // the constant, but in tests
+}
+
+// handler answers a request of a peer for a run.
+type handler func(w http.ResponseWriter, r *http.Request, run string)
+
+type peerKey struct{}
+
+// Handler returns the handler of the protocol.
+func (s *Server) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("PUT /v1/runs/{id}", s.start)
+	mux.HandleFunc("GET /v1/runs/{id}/events", s.own(s.follow))
+	mux.HandleFunc("POST /v1/runs/{id}/stdin", s.own(s.stdin))
+	mux.HandleFunc("POST /v1/runs/{id}/cancel", s.own(s.cancel))
+	mux.HandleFunc("POST /v1/runs/{id}/settle", s.own(s.settle))
+	mux.HandleFunc("GET /v1/blobs/{hash}", s.blob)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		peer, ok := s.Caller(r)
+		if !ok || r.Host != s.Self.String() || r.Header.Get("Origin") != "" {
+			w.WriteHeader(http.StatusNotFound)
+			return
+		}
+		mux.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), peerKey{}, peer)))
+	})
+}
+
+func peerOf(r *http.Request) identity.ID { return r.Context().Value(peerKey{}).(identity.ID) }
+
+// own lets a request through if the peer submitted the run that it is about.
+func (s *Server) own(next handler) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		run := r.PathValue("id")
+		if !task.ValidID(run) || !s.Submitted(r.Context(), run, peerOf(r)) {
+			fail(w, task.ErrNoRun)
+			return
+		}
+		next(w, r, run)
+	}
+}
+
+func (s *Server) start(w http.ResponseWriter, r *http.Request) {
+	attempt, err := strconv.Atoi(r.URL.Query().Get("attempt"))
+	if run := r.PathValue("id"); err != nil || attempt < 1 || !task.ValidID(run) {
+		badRequest(w, fmt.Errorf("order: no run %q, attempt %q", run, r.URL.Query().Get("attempt")))
+		return
+	}
+	entries, err := readEntries(w, r)
+	if err != nil {
+		badRequest(w, fmt.Errorf("order: %w", err))
+		return
+	}
+	order := task.Order{Run: r.PathValue("id"), Attempt: attempt, From: peerOf(r), Entries: entries}
+	s.stream(w, r, func(ctx context.Context, yield func(*task.Event) error) error {
+		return s.Runner.Start(ctx, order, yield)
+	})
+}
+
+func (s *Server) follow(w http.ResponseWriter, r *http.Request, run string) {
+	after, err := strconv.ParseUint(r.URL.Query().Get("after"), 10, 64)
+	if err != nil {
+		badRequest(w, fmt.Errorf("events: after: %w", err))
+		return
+	}
+	s.stream(w, r, func(ctx context.Context, yield func(*task.Event) error) error {
+		return s.Runner.Follow(ctx, run, after, yield)
+	})
+}
+
+func (s *Server) stdin(w http.ResponseWriter, r *http.Request, run string) {
+	// The answer may come while the peer still sends; the rest is not awaited.
+	w.Header().Set("Connection", "close")
+	offset, err := strconv.ParseInt(r.URL.Query().Get("offset"), 10, 64)
+	if err != nil || offset < 0 {
+		badRequest(w, fmt.Errorf("standard input: offset %q", r.URL.Query().Get("offset")))
+		return
+	}
+	if err := s.Runner.Stdin(r.Context(), run, offset, r.Body); err != nil {
+		fail(w, err)
+	}
+}
+
+func (s *Server) cancel(w http.ResponseWriter, r *http.Request, run string) {
+	if err := s.Runner.Cancel(r.Context(), run, r.URL.Query().Get("force") == "1"); err != nil {
+		fail(w, err)
+	}
+}
+
+func (s *Server) settle(w http.ResponseWriter, r *http.Request, run string) {
+	entries, err := readEntries(w, r)
+	if err != nil {
+		badRequest(w, fmt.Errorf("settlement: %w", err))
+		return
+	}
+	if err := s.Runner.Settle(r.Context(), run, entries); err != nil {
+		fail(w, err)
+	}
+}
+
+func (s *Server) blob(w http.ResponseWriter, r *http.Request) {
+	h, err := wire.ParseHash(r.PathValue("hash"))
+	if err != nil || !s.Allowed(peerOf(r), h) {
+		fail(w, fs.ErrNotExist)
+		return
+	}
+	f, err := s.Blob(h)
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	defer f.Close()
+	w.Header().Set("Content-Type", "application/octet-stream")
+	http.ServeContent(patientWriter{w, http.NewResponseController(w)}, r, "", time.Time{}, f)
+}
+
+// patientWriter gives the peer time for each write, not for all together.
+type patientWriter struct {
+	http.ResponseWriter
+	rc *http.ResponseController
+}
+
+func (p patientWriter) Write(b []byte) (int, error) {
+	_ = p.rc.SetWriteDeadline(time.Now().Add(writeTimeout))
+	return p.ResponseWriter.Write(b)
+}
+
+// readEntries reads the body of an order or a settlement.
+func readEntries(w http.ResponseWriter, r *http.Request) ([]*wire.Entry, error) {
+	rc := http.NewResponseController(w)
+	_ = rc.SetReadDeadline(time.Now().Add(writeTimeout))
+	defer func() { _ = rc.SetReadDeadline(time.Time{}) }() // or the end of it would look like the peer's
+	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxEntries))
+	if err != nil {
+		return nil, err
+	}
+	return parseEntries(b)
+}
+
+func parseEntries(b []byte) ([]*wire.Entry, error) {
+	var body entriesBody
+	if err := json.Unmarshal(b, &body); err != nil {
+		return nil, err
+	}
+	return decodeEntries(body.Entries)
+}
+
+func fail(w http.ResponseWriter, err error) {
+	status, a := answerTo(err)
+	reply(w, status, a)
+}
+
+func badRequest(w http.ResponseWriter, err error) {
+	reply(w, http.StatusBadRequest, answer{Code: codeFailed, Error: err.Error()})
+}
+
+func reply(w http.ResponseWriter, status int, a answer) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(a) // a peer that has gone needs no answer
+}
+
+// stream sends what run yields, and then how it ended.
+func (s *Server) stream(w http.ResponseWriter, r *http.Request, run func(context.Context, func(*task.Event) error) error) {
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	st := newStream(w, cmp.Or(s.keepAlive, keepAlive), cancel)
+	st.end(run(ctx, st.event))
+}

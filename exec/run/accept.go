@@ -1,0 +1,268 @@
+package run
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/balanceai/balance/exec/journal"
+	"github.com/balanceai/balance/exec/task"
+	"github.com/balanceai/balance/mesh/wire"
+)
+
+// Start runs an attempt and yields its events until it has ended. An attempt
+// that this machine has accepted already is not started again: its events are
+// yielded from the first one. A machine that does not run it says why with a
+// [*task.Refusal].
+//
+// The run goes on when ctx ends or yield fails.
+func (r *Runner) Start(ctx context.Context, o task.Order, yield func(*task.Event) error) error {
+	w, err := r.check(&o)
+	if err != nil {
+		return &task.Refusal{Reasons: []task.Reason{task.Reasonf("order", "the order is not valid: %v", err)}}
+	}
+	x, err := r.take(ctx, &o, w)
+	if errors.Is(err, errAgain) {
+		return r.Follow(ctx, o.Run, 0, yield)
+	}
+	if err != nil {
+		return err
+	}
+	return x.journal.Read(ctx, 0, true, yield)
+}
+
+// errAgain says that the attempt has been accepted before.
+var errAgain = errors.New("accepted before")
+
+// wish is what an order says.
+type wish struct {
+	spec   task.Spec
+	submit wire.Hash
+}
+
+// check takes an order only from who has written its entries, and only for this
+// machine. Signatures are left to [Ledger.Accept].
+func (r *Runner) check(o *task.Order) (wish, error) {
+	if !task.ValidID(o.Run) {
+		return wish{}, fmt.Errorf("run id %.64q", o.Run)
+	}
+	var w wish
+	placed := false
+	for _, e := range o.Entries {
+		if e.Topic != o.Run || e.Author != o.From {
+			return wish{}, errors.New("an entry of another run or author")
+		}
+		switch e.Kind {
+		case task.KindSubmit:
+			var s task.Submit
+			if err := wire.Unmarshal(e.Payload, &s); err != nil {
+				return wish{}, err
+			}
+			w = wish{s.Spec, e.Hash()}
+		case task.KindPlace:
+			var p task.Place
+			if err := wire.Unmarshal(e.Payload, &p); err != nil {
+				return wish{}, err
+			}
+			placed = placed || p.Attempt == o.Attempt && p.Node == r.cfg.Self
+		}
+	}
+	switch {
+	case w.submit.IsZero():
+		return wish{}, errors.New("nobody has submitted the run")
+	case !placed:
+		return wish{}, fmt.Errorf("attempt %d is not placed on this machine", o.Attempt)
+	}
+	return w, w.spec.Check()
+}
+
+// take accepts an attempt, or finds the run that was started for it.
+func (r *Runner) take(ctx context.Context, o *task.Order, w wish) (*live, error) {
+	r.mu.Lock()
+	if r.closed {
+		r.mu.Unlock()
+		return nil, errStopping
+	}
+	if x := r.runs[o.Run]; x != nil {
+		r.mu.Unlock()
+		return x.join(ctx, o.Attempt)
+	}
+	x, life := newLive(r, o.Run)
+	x.attempt, x.from, x.spec = o.Attempt, o.From, w.spec
+	r.runs[o.Run] = x
+	r.wg.Add(1)
+	r.mu.Unlock()
+
+	// From here on the caller may leave: it must not decide what is half done.
+	if err := r.accept(context.WithoutCancel(ctx), x, o, w); err != nil {
+		x.err = err
+		r.drop(x)
+		close(x.ready)
+		r.wg.Done()
+		return nil, err
+	}
+	close(x.ready)
+	go func() {
+		defer r.wg.Done()
+		x.live(life)
+	}()
+	return x, nil
+}
+
+// drop forgets a run that has ended or was not accepted.
+func (r *Runner) drop(x *live) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.runs, x.id)
+}
+
+// join waits until it is known whether an attempt is accepted.
+func (x *live) join(ctx context.Context, attempt int) (*live, error) {
+	select {
+	case <-x.ready:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if x.attempt != attempt {
+		return nil, &task.Refusal{Reasons: []task.Reason{otherAttempt(x.attempt)}}
+	}
+	return x, x.err
+}
+
+func otherAttempt(n int) task.Reason {
+	return task.Reasonf("attempt", "has attempt %d of the run already", n)
+}
+
+// accept promises to run an attempt. The promise is durable when it returns.
+func (r *Runner) accept(ctx context.Context, x *live, o *task.Order, w wish) error {
+	p, err := r.past(ctx, o.Run)
+	if err != nil {
+		return err
+	}
+	if p.accepted != nil && p.accepted.Attempt == o.Attempt {
+		return errAgain
+	}
+	if reasons, ok := p.refused[o.Attempt]; ok {
+		return &task.Refusal{Reasons: reasons, Entries: p.own}
+	}
+	if p.accepted != nil {
+		return r.refuse(ctx, o, p.own, otherAttempt(p.accepted.Attempt))
+	}
+	if reasons := r.admit(x); len(reasons) > 0 {
+		return r.refuse(ctx, o, p.own, reasons...)
+	}
+	if err := x.prepare(); err != nil {
+		x.discard()
+		return r.refuse(ctx, o, p.own, task.Reasonf("disk", "cannot make a folder for the run: %v", err))
+	}
+	if err := x.promise(ctx, o, w, p.own); err != nil {
+		x.discard()
+		return err
+	}
+	return nil
+}
+
+// promise writes that this machine runs the attempt.
+func (x *live) promise(ctx context.Context, o *task.Order, w wish, own []*wire.Entry) error {
+	ledger := x.r.cfg.Ledger
+	if _, err := ledger.Accept(ctx, o.Entries...); err != nil {
+		if errors.Is(err, wire.ErrSignature) {
+			return &task.Refusal{Reasons: []task.Reason{task.Reasonf("order", "the order is not valid: %v", err)}}
+		}
+		return fmt.Errorf("accept %s: %w", o.Run, err)
+	}
+	entries, err := ledger.Append(ctx, task.Draft{Topic: o.Run, Kind: task.KindAccepted, Record: task.Accepted{
+		Attempt: o.Attempt, Submit: w.submit, Devices: x.grant.Devices, Policy: x.grant.Policy,
+	}})
+	if err != nil {
+		return fmt.Errorf("accept %s: %w", o.Run, err)
+	}
+	x.tell(own...)
+	x.tell(entries...)
+	return nil
+}
+
+// refuse answers that this machine does not run an attempt, for good.
+func (r *Runner) refuse(ctx context.Context, o *task.Order, own []*wire.Entry, reasons ...task.Reason) error {
+	entries, err := r.cfg.Ledger.Append(ctx, task.Draft{Topic: o.Run, Kind: task.KindRefused, Record: task.Refused{Attempt: o.Attempt, Reasons: reasons}})
+	if err != nil {
+		return fmt.Errorf("refuse %s: %w", o.Run, err)
+	}
+	return &task.Refusal{Reasons: reasons, Entries: append(own, entries...)}
+}
+
+// admit asks every rule whether the run may be here, and reserves what it needs.
+func (r *Runner) admit(x *live) []task.Reason {
+	var reasons []task.Reason
+	if x.spec.Driver != task.DriverProcess {
+		reasons = append(reasons, task.Reasonf("driver", "no container runtime on this machine: it runs programs, not images"))
+	}
+	if short := r.disk(&x.spec); short != nil {
+		reasons = append(reasons, *short)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	grant, more := r.cfg.Admit(Ask{Run: x.id, Attempt: x.attempt, From: x.from, Spec: &x.spec, Held: r.heldLocked()})
+	if reasons = append(reasons, more...); len(reasons) > 0 {
+		return reasons
+	}
+	x.grant = grant
+	x.use = Use{Run: x.id, From: x.from, Needs: x.spec.Needs.Held(), Devices: grant.Devices, Since: r.cfg.Now()}
+	return nil
+}
+
+// reserve is what runs leave free of the disk, for the ledger and the node.
+const reserve = 64 * task.MiB
+
+// disk refuses a run whose inputs do not fit on the disk, which has to hold
+// them twice: as blobs and in the work folder.
+func (r *Runner) disk(spec *task.Spec) *task.Reason {
+	free, err := freeDisk(r.cfg.Dir)
+	if err != nil {
+		return nil // what the disk cannot hold fails when it is written
+	}
+	need := reserve
+	for _, in := range spec.Inputs {
+		need += 2 * min(in.Size, task.TiB)
+	}
+	if free >= need {
+		return nil
+	}
+	reason := task.Reasonf("disk", "has %v of disk left, and needs %v for the run's inputs and itself", free, need)
+	reason.Need, reason.Have, reason.Ever = uint64(need), uint64(free), true
+	return &reason
+}
+
+// prepare makes the folder of a run and what is open during its life. The
+// ledger knows nothing of the run, so what is there is left over.
+func (x *live) prepare() error {
+	if err := os.RemoveAll(x.dir); err != nil {
+		return err
+	}
+	for _, dir := range []string{x.dir, x.work(), x.temp()} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	if x.spec.Stdin {
+		var err error
+		if x.stdin, err = newStdin(); err != nil {
+			return err
+		}
+	}
+	var err error
+	x.journal, err = journal.Open(x.r.journalPath(x.id))
+	return err
+}
+
+// discard undoes prepare for a run that was not promised after all.
+func (x *live) discard() {
+	if x.journal != nil {
+		_ = x.journal.Close()
+	}
+	if x.stdin != nil {
+		x.stdin.close()
+	}
+	os.RemoveAll(x.dir)
+}

@@ -1,0 +1,124 @@
+package run
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/balanceai/balance/exec/blob"
+	"github.com/balanceai/balance/exec/task"
+	"github.com/balanceai/balance/mesh/wire"
+)
+
+// finish writes the end of a run and forgets it. Its processes are gone.
+func (x *live) finish(fin task.Finished) {
+	x.r.mu.Lock()
+	x.use = Use{} // before anybody can know that it has ended
+	x.r.mu.Unlock()
+	defer x.r.drop(x)
+	if err := x.remember(fin); err != nil {
+		x.r.cfg.Log.Warn("cannot note how a run ended", "run", x.id, "err", err)
+	}
+	x.collect(&fin)
+	draft := task.Draft{Topic: x.id, Kind: task.KindFinished, Record: fin}
+	x.insist("ledger", func() error {
+		entries, err := x.r.cfg.Ledger.Append(context.Background(), draft)
+		x.tell(entries...)
+		return err
+	})
+	x.announce(fin)
+}
+
+// announce writes the end to the journal.
+func (x *live) announce(fin task.Finished) {
+	e := &task.Event{Type: task.EventFinished, State: fin.State, ExitCode: &fin.ExitCode, Message: fin.Reason, Entries: x.unsent}
+	if !fin.Outputs.IsZero() {
+		e.Outputs = fin.Outputs.String()
+	}
+	x.insist("journal", func() error { return x.append(e) })
+	if err := x.journal.Finish(); err != nil {
+		x.r.cfg.Log.Warn("cannot close the journal of a run", "run", x.id, "err", err)
+	}
+}
+
+// retry is the pause before what must be written is tried again.
+const retry = time.Second
+
+// insist does what has to be done, however long the disk is full, and leaves it
+// to the next life only when the Runner closes.
+func (x *live) insist(where string, do func() error) {
+	for first := true; ; first = false {
+		err := do()
+		if err == nil {
+			return
+		}
+		if first {
+			x.r.cfg.Log.Error("cannot record the end of a run, will try again", "run", x.id, "where", where, "err", err)
+		}
+		select {
+		case <-time.After(retry):
+		case <-x.r.closing:
+			return
+		}
+	}
+}
+
+// collect packs the outputs.
+func (x *live) collect(fin *task.Finished) {
+	if len(x.spec.Outputs) == 0 {
+		return
+	}
+	out, err := x.pack()
+	if err != nil {
+		out.Missing = append(out.Missing, err.Error())
+	}
+	fin.Outputs, fin.Usage.OutBytes = out.Tree, out.Size
+	for _, text := range out.Missing {
+		x.event(&task.Event{Type: task.EventNote, Message: "output: " + text})
+	}
+}
+
+func (x *live) pack() (blob.Outputs, error) {
+	root, err := os.OpenRoot(x.work())
+	if err != nil {
+		return blob.Outputs{}, err
+	}
+	defer root.Close()
+	free, err := freeDisk(x.r.cfg.Dir)
+	if err != nil {
+		return blob.Outputs{}, err
+	}
+	limits := blob.Limits{Size: free - min(free, reserve), Files: maxFiles}
+	return x.r.cfg.Blobs.PackOutputs(context.Background(), root, x.spec.Outputs, limits)
+}
+
+// remember notes how the program ended, so that the truth survives if this
+// process does not live to write it to the ledger.
+func (x *live) remember(fin task.Finished) error {
+	b, err := wire.Marshal(fin)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(x.exitPath(), b, 0o600)
+}
+
+// remembered returns what an earlier life has noted.
+func (x *live) remembered() (task.Finished, error) {
+	b, err := os.ReadFile(x.exitPath())
+	if err != nil {
+		return task.Finished{}, err
+	}
+	var fin task.Finished
+	if err := wire.Unmarshal(b, &fin); err != nil {
+		return task.Finished{}, fmt.Errorf("%s: %w", x.exitPath(), err)
+	}
+	if fin.Attempt != x.attempt {
+		return task.Finished{}, errors.New("of another attempt")
+	}
+	return fin, nil
+}
+
+func (x *live) exitPath() string { return filepath.Join(x.dir, "exit") }

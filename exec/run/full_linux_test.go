@@ -1,0 +1,82 @@
+package run
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/balanceai/balance/exec/task"
+)
+
+// The disk fills up while a run writes: the run goes on, its account says what
+// is missing, and the node needs no restart (TRUST, R5).
+func TestDiskFull(t *testing.T) {
+	dir := t.TempDir()
+	need(t, os.Getuid() == 0 && syscall.Mount("none", dir, "tmpfs", 0, "size=68m") == nil, "root, to mount a small file system")
+	l := newLab(t)
+	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
+	l.Close()
+	l.cfg.Dir = dir
+	l.open()
+
+	wrote := filepath.Join(t.TempDir(), "wrote")
+	o := order(spec("sh", "-c", "head -c 1000 /dev/zero | tr '\\0' x; while [ ! -e ../full ]; do sleep 0.01; done; head -c 300000 /dev/zero | tr '\\0' y; touch "+wrote+"; "+
+		"while [ -e ../full ]; do sleep 0.01; done; echo z; exit 3"))
+	w := l.start(o)
+	w.untilOutput("x")
+	full := filepath.Join(dir, o.Run, "full")
+	fill(t, full)
+	eventually(t, "output on a full disk", func() bool { _, err := os.Stat(wrote); return err == nil })
+	refused := refusal(t, l.Start(t.Context(), order(spec("true")), nothing))
+	if refused.Reasons[0].Rule != "disk" {
+		t.Errorf("a run on a full disk: %v", refused.Reasons)
+	}
+	if err := os.Remove(full); err != nil {
+		t.Fatal(err)
+	}
+	r := w.end()
+	if r.account.ExitCode != 3 || !strings.HasSuffix(r.stdout.String(), "z\n") {
+		t.Errorf("%+v, stdout ends %q", r.account, r.stdout.String()[max(0, r.stdout.Len()-10):])
+	}
+	if u := r.account.Usage; u.Dropped == 0 || u.Output-u.Dropped != task.Bytes(r.stdout.Len()) {
+		t.Errorf("usage %+v, %d bytes came", u, r.stdout.Len())
+	}
+	if len(r.notes) != 1 || !strings.HasPrefix(r.notes[0], "the disk was full: ") {
+		t.Errorf("notes %q", r.notes)
+	}
+
+	// It fills up before the end: the end is written when there is room.
+	o = order(spec("sh", "-c", "echo ready; while [ ! -e ../full ]; do sleep 0.01; done; exit 4"))
+	w = l.start(o)
+	w.untilOutput("ready")
+	full = filepath.Join(dir, o.Run, "full")
+	fill(t, full)
+	eventually(t, "the end of the program", func() bool { return len(l.Held()) == 0 })
+	if err := os.Remove(full); err != nil {
+		t.Fatal(err)
+	}
+	if r := w.end(); r.account.ExitCode != 4 {
+		t.Errorf("%+v", r.account)
+	}
+	l.run(order(spec("true")))
+}
+
+// fill writes until the disk is full. Then the file is there.
+func fill(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Create(path + ".part")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for b := make([]byte, 64<<10); len(b) > 0; {
+		if _, err := f.Write(b); err != nil {
+			b = b[:len(b)/2]
+		}
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,160 @@
+package run
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/balanceai/balance/exec/task"
+)
+
+func contextWithCancel(t *testing.T) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(cancel)
+	return ctx, cancel
+}
+
+// reported returns those of the processes that have reported in a file and
+// live, and how many have reported.
+func reported(t *testing.T, path string) (alive []int, all int) {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if !strings.HasSuffix(line, "\n") {
+			continue
+		}
+		pid, err := strconv.Atoi(strings.TrimSpace(line))
+		if err != nil {
+			t.Fatal(err)
+		}
+		all++
+		if state, _, _ := processState(pid); state != 0 && state != 'Z' {
+			alive = append(alive, pid)
+		}
+	}
+	return alive, all
+}
+
+// eachControl runs a test with control groups, where there are, and without.
+func eachControl(t *testing.T, test func(t *testing.T, l *lab)) {
+	t.Run("groups", func(t *testing.T) {
+		l := newLab(t)
+		need(t, l.control.cgroup != "", "a control group (version 2) that it may write to")
+		test(t, l)
+		left, err := filepath.Glob(filepath.Join(l.control.cgroup, l.control.leaf+"*"))
+		if err != nil || len(left) != 0 {
+			t.Errorf("groups left over: %v, %v", left, err)
+		}
+	})
+	t.Run("without groups", func(t *testing.T) {
+		l := newLab(t)
+		l.control.cgroup = ""
+		test(t, l)
+	})
+}
+
+// A run that ignores SIGTERM, forks twice and leaves its session: nothing
+// survives (TRUST, T48 and R18).
+func TestNoSurvivors(t *testing.T) {
+	eachControl(t, func(t *testing.T, l *lab) {
+		for _, force := range []bool{true, false} {
+			pids := filepath.Join(t.TempDir(), "pids")
+			o := order(bad("stubborn", pids))
+			w := l.start(o)
+			w.untilOutput("ready")
+			eventually(t, "its children", func() bool { _, all := reported(t, pids); return all == 3 })
+			if err := l.Cancel(t.Context(), o.Run, force); err != nil {
+				t.Fatal(err)
+			}
+			if f := w.end().account; f.State != task.Cancelled || f.ExitCode != 137 {
+				t.Errorf("%+v", f)
+			}
+			if alive, _ := reported(t, pids); len(alive) != 0 {
+				t.Errorf("force %v: %d survive", force, len(alive))
+			}
+		}
+	})
+}
+
+// What a program leaves in the background ends with it.
+func TestNothingStays(t *testing.T) {
+	eachControl(t, func(t *testing.T, l *lab) {
+		pids := filepath.Join(t.TempDir(), "pids")
+		if f := l.run(order(bad("leaver", pids))).account; f.State != task.Succeeded {
+			t.Errorf("%+v", f)
+		}
+		// One that had not come as far as its report is gone as well.
+		if alive, _ := reported(t, pids); len(alive) != 0 {
+			t.Errorf("%d survive", len(alive))
+		}
+	})
+}
+
+// Somebody in the background holds the output: the run's end does not wait for
+// long, but for a while.
+func TestHeldOutput(t *testing.T) {
+	eachControl(t, func(t *testing.T, l *lab) {
+		r := l.run(order(bad("holder", "sleep", "3600")))
+		if r.stdout.String() != "gone\n" || r.account.State != task.Succeeded {
+			t.Errorf("%q, %+v", r.stdout.String(), r.account)
+		}
+		r = l.run(order(spec("sh", "-c", "(sleep 0.1; echo late) & echo early")))
+		if r.stdout.String() != "early\nlate\n" {
+			t.Errorf("%q", r.stdout.String())
+		}
+		o := order(bad("holder", "sleep", "3600"))
+		w := l.start(o)
+		w.untilOutput("gone")
+		_ = l.Cancel(t.Context(), o.Run, false)
+		w.end()
+	})
+}
+
+// A run that makes control groups of its own in its group.
+func TestGroupsBelow(t *testing.T) {
+	l := newLab(t)
+	need(t, l.control.cgroup != "" && os.Getuid() == 0, "root and a control group (version 2)")
+	o := order(spec("sh", "-c", fmt.Sprintf("mkdir -p $0/a/b && (sleep 3600 & echo $! > $0/a/b/cgroup.procs); echo made"), ""))
+	group := filepath.Join(l.control.cgroup, l.control.leaf+o.Run)
+	o = orderOf(o.Run, spec("sh", "-c", "mkdir -p $0/a/b; sleep 3600 >/dev/null 2>&1 & echo $! > $0/a/b/cgroup.procs; echo made", group), 1)
+	if r := l.run(o); r.stdout.String() != "made\n" {
+		t.Errorf("%q %q", r.stdout.String(), r.stderr.String())
+	}
+	if _, err := os.Stat(group); !os.IsNotExist(err) {
+		t.Errorf("the group is still there: %v", err)
+	}
+}
+
+// Another node's run of the same id on this machine is not touched.
+func TestOthersStay(t *testing.T) {
+	l := newLab(t)
+	l.control.cgroup = ""
+	o := order(bad("leaver", filepath.Join(t.TempDir(), "pids")))
+	p, err := os.StartProcess("/bin/sleep", []string{"sleep", "3600"}, &os.ProcAttr{
+		Env: []string{"BALANCE_RUN=" + o.Run, "BALANCE_NODE=other"}, Sys: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = p.Kill()
+		_, _ = p.Wait()
+	}()
+	l.run(o)
+	if err := l.control.killLeft("", []string{o.Run}); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(10 * time.Millisecond)
+	if state, _, _ := processState(p.Pid); state == 'Z' || state == 0 {
+		t.Error("it was killed")
+	}
+}

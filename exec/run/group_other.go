@@ -1,0 +1,41 @@
+//go:build !linux
+
+package run
+
+import (
+	"os"
+	"syscall"
+)
+
+// control starts programs so that what they start can be killed: those in the
+// program's process group. What leaves the group, or outlives this process, is
+// not found.
+type control struct{}
+
+func newControl(string, string) control { return control{} }
+
+func (control) start(_, program string, argv []string, attr *os.ProcAttr) (*os.Process, *group, error) {
+	attr.Sys = &syscall.SysProcAttr{Setsid: true}
+	p, err := os.StartProcess(program, argv, attr)
+	if err != nil {
+		return nil, nil, err
+	}
+	return p, &group{pid: p.Pid}, nil
+}
+
+// group is the process group of a run.
+type group struct{ pid int }
+
+func (g *group) terminate() { _ = syscall.Kill(-g.pid, syscall.SIGTERM) }
+
+func (g *group) kill() { _ = syscall.Kill(-g.pid, syscall.SIGKILL) }
+
+func (g *group) sweep() error {
+	g.kill()
+	return nil
+}
+
+func (control) killLeft(string, []string) error { return nil }
+
+// awaitExit waits until a process has ended and returns how.
+func awaitExit(p *os.Process) (*os.ProcessState, error) { return p.Wait() }

@@ -1,0 +1,201 @@
+package run
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/balanceai/balance/exec/blob"
+	"github.com/balanceai/balance/exec/journal"
+	"github.com/balanceai/balance/exec/task"
+	"github.com/balanceai/balance/mesh/identity"
+	"github.com/balanceai/balance/mesh/wire"
+)
+
+// live is a run that has not ended, or that is about to be accepted. Its own
+// goroutine takes it through its life.
+type live struct {
+	r       *Runner
+	id      string
+	dir     string
+	attempt int
+	from    identity.ID
+	spec    task.Spec
+	grant   Grant
+	use     Use // what it holds; without a Run for nothing; guarded by r.mu
+
+	ready   chan struct{} // closed when it is known whether it is accepted
+	err     error         // why it is not
+	journal *journal.Journal
+	unsent  [][]byte // entries that no event has carried yet; of the run's goroutine
+	stdin   *stdin   // nil where the run has none
+
+	cancel context.CancelCauseFunc // of the context of its goroutine, with an *end
+
+	mu     sync.Mutex
+	group  *group      // what it has started; nil before and after
+	killer *time.Timer // from SIGTERM to SIGKILL
+}
+
+// end is why a run is made to end.
+type end struct {
+	state  task.State
+	reason string
+	code   int // instead of the program's own; 0 to keep that
+}
+
+func (e *end) Error() string { return e.reason }
+
+// newLive returns a run and the context that ends when it is to end.
+func newLive(r *Runner, id string) (*live, context.Context) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	return &live{r: r, id: id, dir: r.folder(id), ready: make(chan struct{}), cancel: cancel}, ctx
+}
+
+func (x *live) work() string { return filepath.Join(x.dir, "work") }
+func (x *live) temp() string { return filepath.Join(x.dir, "tmp") }
+
+// stop makes a run end: at once with force, else after the grace time. The
+// first reason counts.
+func (x *live) stop(why *end, force bool) {
+	x.cancel(why)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	switch {
+	case x.group == nil: // not started: it will not be; or ended
+	case force:
+		x.group.kill()
+	case x.killer == nil:
+		x.group.terminate()
+		x.killer = time.AfterFunc(x.r.cfg.Grace, func() { x.stop(why, true) })
+	}
+}
+
+// live takes the run from its acceptance to its end.
+func (x *live) live(ctx context.Context) {
+	fin, err := x.execute(ctx)
+	if why := (*end)(nil); errors.As(context.Cause(ctx), &why) {
+		fin.State, fin.Reason = why.state, why.reason
+		if why.code != 0 {
+			fin.ExitCode = why.code
+		}
+	} else if err != nil {
+		fin.State, fin.Reason = task.Failed, err.Error()
+	}
+	if x.stdin != nil {
+		x.stdin.close()
+	}
+	x.finish(fin)
+}
+
+// execute brings the inputs and runs the program. The error says why the
+// program did not run.
+func (x *live) execute(ctx context.Context) (task.Finished, error) {
+	fin := task.Finished{Attempt: x.attempt, State: task.Failed, ExitCode: unseen}
+	came, err := x.bring(ctx)
+	fin.Usage.InBytes = came
+	if err != nil {
+		return fin, fmt.Errorf("inputs: %w", err)
+	}
+	err = x.process(ctx, &fin)
+	fin.Usage.GPUMS = fin.Usage.WallMS * uint64(len(x.grant.Devices))
+	return fin, err
+}
+
+// unseen is the exit code of a program that never ran, or whose end nobody saw.
+const unseen = -1
+
+// Limits of inputs and outputs that nobody has to think about.
+const (
+	maxFiles = 250_000
+	stall    = 2 * time.Minute // without a byte of the inputs
+)
+
+// bring lays out the inputs in the work folder.
+func (x *live) bring(ctx context.Context) (came task.Bytes, err error) {
+	if len(x.spec.Inputs) == 0 {
+		return 0, nil
+	}
+	var size task.Bytes
+	for _, in := range x.spec.Inputs {
+		size += in.Size
+	}
+	x.event(&task.Event{Type: task.EventNote, Message: fmt.Sprintf("bringing %v of inputs", size)})
+	root, err := os.OpenRoot(x.work())
+	if err != nil {
+		return 0, err
+	}
+	defer root.Close()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	patience := time.AfterFunc(stall, func() { cancel(fmt.Errorf("nothing has come from the submitter for %s", period(stall))) })
+	defer patience.Stop()
+	source := func(ctx context.Context, h wire.Hash, offset int64) (io.ReadCloser, error) {
+		r, err := x.r.cfg.Fetch(ctx, x.from, h, offset)
+		return &watched{r, patience}, err
+	}
+	for _, in := range x.spec.Inputs {
+		n, err := x.r.cfg.Blobs.Fetch(ctx, in.Tree, blob.Limits{Size: in.Size, Files: maxFiles}, source)
+		came += task.Bytes(n)
+		if err != nil {
+			return came, fmt.Errorf("%s: %w", in.Path, err)
+		}
+		if err := x.r.cfg.Blobs.Unpack(ctx, in.Tree, root, in.Path); err != nil {
+			return came, err
+		}
+	}
+	return came, nil
+}
+
+// watched is a reader that winds up a timer with each byte.
+type watched struct {
+	io.ReadCloser
+	timer *time.Timer
+}
+
+func (w *watched) Read(p []byte) (int, error) {
+	n, err := w.ReadCloser.Read(p)
+	if n > 0 {
+		w.timer.Reset(stall)
+	}
+	return n, err
+}
+
+// period writes a length of time as people do: 1m, not 1m0s.
+func period(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
+
+// tell keeps entries of this node for the next event.
+func (x *live) tell(entries ...*wire.Entry) {
+	for _, e := range entries {
+		x.unsent = append(x.unsent, e.Encode())
+	}
+}
+
+// event journals something other than output. Entries that the ledger got since
+// the last one go with it.
+func (x *live) event(e *task.Event) {
+	e.Entries = x.unsent
+	if err := x.append(e); err == nil {
+		x.unsent = nil
+	}
+}
+
+func (x *live) append(e *task.Event) error {
+	e.Run, e.Time, e.Attempt, e.Node = x.id, x.r.cfg.Now(), x.attempt, x.r.cfg.Name
+	return x.journal.Append(e)
+}

@@ -1,0 +1,243 @@
+package run
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/balanceai/balance/exec/task"
+)
+
+// Exit codes of shells and of docker for what is not the program's own end.
+const (
+	exitTimeLimit  = 124
+	exitCannot     = 126
+	exitNotFound   = 127
+	exitSignalBase = 128
+)
+
+// How long a run may go on after its program has ended.
+const (
+	linger = time.Second // for what it left in the background to end by itself
+	drain  = time.Second // from the kill to the end of its output
+)
+
+// process runs the program and fills in how it ended. The error says why it
+// could not be started, or what ended it.
+func (x *live) process(ctx context.Context, fin *task.Finished) error {
+	// The program is killed when the thread that started it ends, so this
+	// goroutine keeps its thread.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+
+	out, err := newOutput(x)
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	p, g, err := x.spawn(ctx, out)
+	out.parent()
+	if err != nil {
+		out.cut()
+		fin.ExitCode = startCode(err)
+		return fmt.Errorf("cannot start %s: %w", x.spec.Command[0], cause(err))
+	}
+	if limit := x.timeLimit(); limit > 0 {
+		why := &end{task.Failed, "time limit " + period(limit) + " reached", exitTimeLimit}
+		defer time.AfterFunc(limit, func() { x.stop(why, false) }).Stop()
+	}
+	x.started()
+	out.start()
+	state, err := x.wait(ctx, p, g, out)
+	fin.Usage.WallMS = uint64(time.Since(began).Milliseconds())
+	fin.Usage.Output, fin.Usage.Dropped = out.amount()
+	if err != nil {
+		return err
+	}
+	return x.ended(state, fin)
+}
+
+// spawn starts the program, unless the run is to end already.
+func (x *live) spawn(ctx context.Context, out *output) (*os.Process, *group, error) {
+	env := x.environ()
+	program, err := lookPath(x.spec.Command[0], env["PATH"], x.work())
+	if err != nil {
+		return nil, nil, err
+	}
+	stdin, err := x.input()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer stdin.Close()
+	attr := &os.ProcAttr{Dir: x.work(), Files: []*os.File{stdin, out.writers[0], out.writers[1]}}
+	for _, k := range slices.Sorted(maps.Keys(env)) {
+		attr.Env = append(attr.Env, k+"="+env[k])
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if ctx.Err() != nil {
+		return nil, nil, context.Cause(ctx)
+	}
+	p, g, err := x.r.control.start(x.id, program, x.spec.Command, attr)
+	x.group = g
+	return p, g, err
+}
+
+// input returns what the program gets as its standard input.
+func (x *live) input() (*os.File, error) {
+	if x.stdin != nil {
+		return x.stdin.read, nil
+	}
+	return os.Open(os.DevNull)
+}
+
+// started writes that the program runs. The output waits in the pipes until
+// that is durable.
+func (x *live) started() {
+	entries, err := x.r.cfg.Ledger.Append(context.Background(), task.Draft{Topic: x.id, Kind: task.KindStarted, Record: task.Started{Attempt: x.attempt}})
+	if err != nil { // what follows will say that it ran
+		x.r.cfg.Log.Error("cannot write the start of a run to the ledger", "run", x.id, "err", err)
+	}
+	x.tell(entries...)
+	x.event(&task.Event{Type: task.EventStarted, State: task.Running})
+}
+
+// wait waits until the program has ended and all that it started is gone.
+func (x *live) wait(ctx context.Context, p *os.Process, g *group, out *output) (*os.ProcessState, error) {
+	state, err := awaitExit(p)
+	x.mu.Lock()
+	x.group = nil // from here on this goroutine kills
+	if x.killer != nil {
+		x.killer.Stop()
+	}
+	x.mu.Unlock()
+	if ctx.Err() == nil && !out.ended(0) {
+		stopped := context.AfterFunc(ctx, out.hurry)
+		out.ended(linger)
+		stopped()
+	}
+	if err := g.sweep(); err != nil {
+		x.r.cfg.Log.Error("cannot kill all that a run has started", "run", x.id, "err", err)
+	}
+	if !out.ended(drain) {
+		out.cut()
+	}
+	if state == nil && err == nil {
+		return p.Wait()
+	}
+	return state, err
+}
+
+// ended fills in how the program ended.
+func (x *live) ended(state *os.ProcessState, fin *task.Finished) error {
+	fin.Usage.CPUMS = uint64((state.UserTime() + state.SystemTime()).Milliseconds())
+	fin.Usage.MaxRSS = maxRSS(state)
+	status, ok := state.Sys().(syscall.WaitStatus)
+	switch {
+	case ok && status.Signaled():
+		fin.ExitCode = exitSignalBase + int(status.Signal())
+		return fmt.Errorf("signal: %v", status.Signal())
+	case state.ExitCode() == 0:
+		fin.State = task.Succeeded
+	}
+	fin.ExitCode = state.ExitCode()
+	return nil
+}
+
+// timeLimit returns the shorter of the spec's limit and the machine's; 0 for
+// none.
+func (x *live) timeLimit() time.Duration {
+	a, b := x.spec.Limits.Time, x.grant.Limits.Time
+	if a == 0 || b > 0 && b < a {
+		return b
+	}
+	return a
+}
+
+// environ returns the program's environment. It has little of this process's
+// own, and nothing that the spec could use to claim another machine or device.
+func (x *live) environ() map[string]string {
+	env := map[string]string{
+		"PATH":   or(os.Getenv("PATH"), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+		"LANG":   or(os.Getenv("LANG"), "C.UTF-8"),
+		"HOME":   x.work(),
+		"TMPDIR": x.temp(),
+	}
+	maps.Copy(env, x.spec.Env)
+	env["BALANCE_RUN"] = x.id
+	env["BALANCE_NODE"] = x.r.cfg.Name
+	devices := strings.Join(x.grant.Devices, ",")
+	env["CUDA_VISIBLE_DEVICES"] = devices // empty for none
+	env["NVIDIA_VISIBLE_DEVICES"] = or(devices, "void")
+	env["ROCR_VISIBLE_DEVICES"] = devices
+	delete(env, "HIP_VISIBLE_DEVICES") // would count within the ones above
+	return env
+}
+
+func or(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}
+
+// lookPath finds a program as a shell in the work folder would.
+func lookPath(name, path, work string) (string, error) {
+	if strings.Contains(name, "/") {
+		if !filepath.IsAbs(name) {
+			name = filepath.Join(work, name)
+		}
+		return name, executable(name)
+	}
+	found := error(syscall.ENOENT)
+	for dir := range strings.SplitSeq(path, ":") {
+		if !filepath.IsAbs(dir) {
+			continue
+		}
+		file := filepath.Join(dir, name)
+		err := executable(file)
+		if err == nil {
+			return file, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			found = err
+		}
+	}
+	return "", found
+}
+
+func executable(file string) error {
+	info, err := os.Stat(file)
+	if err != nil {
+		return err
+	}
+	if info.IsDir() || info.Mode().Perm()&0o111 == 0 {
+		return syscall.EACCES
+	}
+	return nil
+}
+
+// startCode returns the exit code for a program that could not be started.
+func startCode(err error) int {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return exitNotFound
+	}
+	return exitCannot
+}
+
+// cause leaves out what os says of how it tried.
+func cause(err error) error {
+	if p := (*fs.PathError)(nil); errors.As(err, &p) {
+		return p.Err
+	}
+	return err
+}

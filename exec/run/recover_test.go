@@ -1,0 +1,304 @@
+package run
+
+import (
+	"bufio"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/balanceai/balance/exec/task"
+	"github.com/balanceai/balance/mesh/wire"
+)
+
+// node is a daemon in a process of its own, to be killed.
+type node struct {
+	t      *testing.T
+	lab    *lab // the machine's next life
+	ledger string
+	order  string
+}
+
+func newNode(t *testing.T, o task.Order) *node {
+	t.Helper()
+	n := &node{t: t, lab: newLab(t), ledger: filepath.Join(t.TempDir(), "ledger"), order: filepath.Join(t.TempDir(), "order")}
+	n.lab.Close()
+	if err := writeOrder(n.order, o); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// live runs the daemon until it says something, and kills it after a moment.
+func (n *node) live(says string, moment time.Duration) {
+	n.t.Helper()
+	cmd := exec.Command(os.Args[0], n.lab.cfg.Dir, n.ledger, n.order, n.t.TempDir())
+	cmd.Env = append(os.Environ(), modeVar+"=daemon")
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		n.t.Fatal(err)
+	}
+	in := bufio.NewReader(out)
+	for {
+		line, err := in.ReadString('\n')
+		if err != nil {
+			n.t.Fatalf("the daemon ended before it said %q: %v", says, err)
+		}
+		if strings.Contains(line, says) {
+			break
+		}
+	}
+	time.Sleep(moment)
+	_ = cmd.Process.Kill()
+	_, _ = io.Copy(io.Discard, in)
+	_ = cmd.Wait()
+}
+
+// next opens the next life in this process.
+func (n *node) next() *lab {
+	n.t.Helper()
+	l, err := openLedgerFile(n.ledger)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.t.Cleanup(func() { l.file.Close() })
+	n.lab.ledger, n.lab.cfg.Ledger = l, l
+	n.lab.open()
+	return n.lab
+}
+
+func count(list []string, s string) int {
+	return len(slices.DeleteFunc(slices.Clone(list), func(x string) bool { return x != s }))
+}
+
+// The node dies while the run goes on: its processes are killed, its end is
+// written, and it is not started again.
+func TestNodeDies(t *testing.T) {
+	pids := filepath.Join(t.TempDir(), "pids")
+	o := order(bad("stubborn", pids))
+	n := newNode(t, o)
+	n.live("ready", 100*time.Millisecond)
+	if alive, all := reported(t, pids); all != 3 || len(alive) == 0 {
+		t.Fatalf("%d of %d left: not the case that is to be tested", len(alive), all)
+	}
+	l := n.next()
+	if alive, _ := reported(t, pids); len(alive) != 0 {
+		t.Errorf("%d survive", len(alive))
+	}
+	r := l.run(o)
+	if f := r.account; f.State != task.Failed || f.ExitCode != -1 || f.Reason != nodeStopped {
+		t.Errorf("%s, exit code %d: %q", f.State, f.ExitCode, f.Reason)
+	}
+	if r.stdout.String() != "ready\n" || r.events[0].Type != task.EventStarted {
+		t.Errorf("%d events, %q", len(r.events), r.stdout.String())
+	}
+	if _, all := reported(t, pids); all != 3 {
+		t.Error("it was started again")
+	}
+	// Whoever saw what a power cut took gets the end all the same.
+	var late result
+	if err := l.Follow(t.Context(), o.Run, 1000, late.add); err != nil || late.finished == nil {
+		t.Errorf("a late follower: %v", err)
+	}
+}
+
+// The node dies at any moment of a run, again and again: there is one start and
+// one end (TRUST, R1).
+func TestNodeDiesAnytime(t *testing.T) {
+	rounds := 12
+	if testing.Short() {
+		rounds = 3
+	}
+	for range rounds {
+		starts := filepath.Join(t.TempDir(), "starts")
+		o := order(spec("sh", "-c", "echo x >> "+starts+"; sleep 0.01; echo out; exit 3"))
+		n := newNode(t, o)
+		n.live("open", time.Duration(rand.IntN(40))*time.Millisecond)
+		l := n.next()
+		r := l.run(o)
+		if f := r.account; f.ExitCode != 3 && (f.ExitCode != -1 || f.Reason != nodeStopped) {
+			t.Errorf("%s, exit code %d: %q", f.State, f.ExitCode, f.Reason)
+		}
+		if r.account.ExitCode == 3 && r.stdout.String() != "out\n" {
+			t.Errorf("stdout %q", r.stdout.String())
+		}
+		kinds := l.ledger.kinds(o.Run, nodeKey)
+		for _, k := range []string{task.KindAccepted, task.KindFinished} {
+			if count(kinds, k) != 1 {
+				t.Errorf("the ledger has %v", kinds)
+			}
+		}
+		if b, _ := os.ReadFile(starts); len(b) > 2 {
+			t.Errorf("started %d times", len(b)/2)
+		}
+		l.Close()
+	}
+}
+
+// Each step at which a life can end, made by hand.
+func TestUnfinished(t *testing.T) {
+	s := spec("sh", "-c", "exit 9")
+	s.Outputs = []string{"out"}
+	accepted := func(l *lab, o task.Order) []*wire.Entry {
+		if _, err := l.ledger.Accept(t.Context(), o.Entries...); err != nil {
+			t.Fatal(err)
+		}
+		e, err := l.ledger.Append(t.Context(), task.Draft{Topic: o.Run, Kind: task.KindAccepted, Record: task.Accepted{Attempt: 1, Submit: o.Entries[0].Hash()}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return e
+	}
+	folder := func(l *lab, o task.Order) *live {
+		x, _ := newLive(l.Runner, o.Run)
+		x.attempt, x.from, x.spec = 1, o.From, s
+		if err := x.prepare(); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(x.work(), "out"), []byte("output"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return x
+	}
+	exit := task.Finished{Attempt: 1, State: task.Failed, ExitCode: 9}
+	for name, test := range map[string]struct {
+		prepare func(l *lab, o task.Order)
+		code    int
+		outputs bool
+	}{
+		"promised":               {func(l *lab, o task.Order) { folder(l, o).journal.Close(); accepted(l, o) }, -1, true},
+		"promised, folder lost":  {func(l *lab, o task.Order) { accepted(l, o) }, -1, false},
+		"promised, journal lost": {func(l *lab, o task.Order) { accepted(l, o); os.Remove(l.journalPath(folder(l, o).id)) }, -1, true},
+		"started": {func(l *lab, o task.Order) {
+			x := folder(l, o)
+			x.tell(accepted(l, o)...)
+			x.started()
+			x.journal.Close()
+		}, -1, true},
+		"end known": {func(l *lab, o task.Order) {
+			x := folder(l, o)
+			accepted(l, o)
+			if err := x.remember(exit); err != nil {
+				t.Fatal(err)
+			}
+			x.journal.Close()
+		}, 9, true},
+		"end known badly": {func(l *lab, o task.Order) {
+			x := folder(l, o)
+			accepted(l, o)
+			if err := os.WriteFile(x.exitPath(), []byte("\xa1"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			x.journal.Close()
+		}, -1, true},
+		"end in the ledger": {func(l *lab, o task.Order) {
+			folder(l, o).journal.Close()
+			accepted(l, o)
+			if _, err := l.ledger.Append(t.Context(), task.Draft{Topic: o.Run, Kind: task.KindFinished, Record: exit}); err != nil {
+				t.Fatal(err)
+			}
+		}, 9, false},
+		"end in the ledger, folder lost": {func(l *lab, o task.Order) {
+			accepted(l, o)
+			if _, err := l.ledger.Append(t.Context(), task.Draft{Topic: o.Run, Kind: task.KindFinished, Record: exit}); err != nil {
+				t.Fatal(err)
+			}
+		}, 9, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t)
+			o := order(s)
+			test.prepare(l, o)
+			l.Close()
+			l.open()
+			r := l.run(o)
+			if r.account.ExitCode != test.code || r.account.Outputs.IsZero() == test.outputs {
+				t.Errorf("%+v", r.account)
+			}
+			if kinds := l.ledger.kinds(o.Run, nodeKey); kinds[0] != task.KindAccepted || count(kinds, task.KindFinished) != 1 {
+				t.Errorf("the ledger has %v", kinds)
+			}
+			if !slices.Contains(r.kinds(), task.KindAccepted) {
+				t.Errorf("events carried %v", r.kinds())
+			}
+		})
+	}
+	t.Run("not promised", func(t *testing.T) {
+		l := newLab(t)
+		o := order(s)
+		folder(l, o).journal.Close()
+		l.Close()
+		l.open()
+		if _, err := os.Stat(l.folder(o.Run)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("its folder is still there: %v", err)
+		}
+		if r := l.run(o); r.account.ExitCode != 9 {
+			t.Errorf("%+v", r.account)
+		}
+	})
+}
+
+func TestPrune(t *testing.T) {
+	l := newLab(t)
+	var ids []string
+	for range 4 {
+		o := order(spec("sh", "-c", "head -c 100000 /dev/zero > file; mkdir -p a/b; chmod 0 file"))
+		l.run(o)
+		ids = append(ids, o.Run)
+		time.Sleep(5 * time.Millisecond)
+	}
+	going := order(spec("sh", "-c", "echo ready; sleep 60"))
+	w := l.start(going)
+	w.untilOutput("ready")
+	folders := func() []string {
+		names, err := os.ReadDir(l.Runner.cfg.Dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out []string
+		for _, n := range names {
+			if n.Name() != going.Run {
+				out = append(out, n.Name())
+			}
+		}
+		return out
+	}
+	prune := func(before time.Time, keep task.Bytes, want ...string) {
+		t.Helper()
+		if err := l.Prune(t.Context(), before, keep); err != nil {
+			t.Fatal(err)
+		}
+		want = slices.Sorted(slices.Values(want))
+		if got := folders(); !slices.Equal(got, want) {
+			t.Errorf("%d folders are left, want %d", len(got), len(want))
+		}
+	}
+	past := time.Now().Add(-time.Hour)
+	prune(past, task.GiB, ids...)
+	prune(past, 250_000, ids[2], ids[3])
+	if err := os.Chtimes(l.journalPath(ids[2]), past, past); err != nil {
+		t.Fatal(err)
+	}
+	prune(past.Add(time.Minute), task.GiB, ids[3])
+	prune(past, 0)
+	if _, err := os.Stat(l.journalPath(going.Run)); err != nil {
+		t.Errorf("the run that goes on: %v", err)
+	}
+	// The ledger still has the end of what was pruned, and it does not run again.
+	var r result
+	if err := l.Follow(t.Context(), ids[0], 0, r.add); err != nil || r.finished == nil || r.account.State != task.Succeeded {
+		t.Errorf("follow: %+v, %v", r.account, err)
+	}
+	_ = l.Cancel(t.Context(), going.Run, true)
+	w.end()
+}

@@ -1,0 +1,543 @@
+package run
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/balanceai/balance/exec/task"
+	"github.com/balanceai/balance/mesh/identity"
+	"github.com/balanceai/balance/mesh/wire"
+)
+
+func TestRun(t *testing.T) {
+	l := newLab(t)
+	o := order(spec("sh", "-c", "echo out; echo err >&2; pwd; exit 7"))
+	r := l.run(o)
+	if got := r.stdout.String(); got != "out\n"+filepath.Join(l.Runner.cfg.Dir, o.Run, "work")+"\n" {
+		t.Errorf("stdout %q", got)
+	}
+	if got := r.stderr.String(); got != "err\n" {
+		t.Errorf("stderr %q", got)
+	}
+	if first := r.events[0]; first.Type != task.EventStarted || first.Seq != 1 || first.State != task.Running || first.Node != "hydra" || first.Run != o.Run || first.Attempt != 1 {
+		t.Errorf("first event %+v", first)
+	}
+	if r.finished.State != task.Failed || *r.finished.ExitCode != 7 || r.finished.Message != "" {
+		t.Errorf("finished %+v", r.finished)
+	}
+	if u := r.account.Usage; u.MaxRSS == 0 || u.Output != task.Bytes(r.stdout.Len()+4) || u.Dropped != 0 {
+		t.Errorf("usage %+v", u)
+	}
+	want := []string{task.KindAccepted, task.KindStarted, task.KindFinished}
+	if got := r.kinds(); !slices.Equal(got, want) {
+		t.Errorf("events carried %v", got)
+	}
+	if got := l.ledger.kinds(o.Run, nodeKey); !slices.Equal(got, want) {
+		t.Errorf("the ledger has %v", got)
+	}
+	if got := l.ledger.kinds(o.Run, userKey); len(got) != 2 {
+		t.Errorf("of the submitter the ledger has %v", got)
+	}
+	for after := range len(r.events) + 1 {
+		var again result
+		if err := l.Follow(t.Context(), o.Run, uint64(after), again.add); err != nil || len(again.events) != len(r.events)-after {
+			t.Errorf("after %d: %d events, %v", after, len(again.events), err)
+		}
+	}
+}
+
+func TestEnds(t *testing.T) {
+	l := newLab(t)
+	files := map[string]string{"script": "#!/bin/sh\necho ran\nexit 3\n", "text": "no program", "lost": "#!/no/such/interpreter\n"}
+	in, err := l.theirs.Pack(t.Context(), writeFiles(t, files))
+	if err != nil {
+		t.Fatal(err)
+	}
+	in.Path = "in"
+	limited := spec("sleep", "60")
+	limited.Limits.Time = 50 * time.Millisecond
+	path := spec("script")
+	path.Env = map[string]string{"PATH": "/no/such:relative"}
+	for name, test := range map[string]struct {
+		spec   task.Spec
+		state  task.State
+		code   int
+		reason string
+	}{
+		"true":           {spec("true"), task.Succeeded, 0, ""},
+		"false":          {spec("false"), task.Failed, 1, ""},
+		"absolute":       {spec("/bin/sh", "-c", "exit 42"), task.Failed, 42, ""},
+		"of the work":    {spec("./in/script"), task.Failed, 3, ""},
+		"without a dot":  {spec("in/script"), task.Failed, 3, ""},
+		"not found":      {spec("no-such-program"), task.Failed, 127, "cannot start no-such-program: no such file or directory"},
+		"not in PATH":    {path, task.Failed, 127, "cannot start script: no such file or directory"},
+		"no such path":   {spec("in/none"), task.Failed, 127, "cannot start in/none: no such file or directory"},
+		"no program":     {spec("in/text"), task.Failed, 126, "cannot start in/text: permission denied"},
+		"a folder":       {spec("./in"), task.Failed, 126, "cannot start ./in: permission denied"},
+		"no interpreter": {spec("in/lost"), task.Failed, 127, "cannot start in/lost: no such file or directory"},
+		"signal":         {bad("signal"), task.Failed, 143, "signal: terminated"},
+		"killed":         {spec("sh", "-c", "kill -9 $$"), task.Failed, 137, "signal: killed"},
+		"time limit":     {limited, task.Failed, 124, "time limit 50ms reached"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			test.spec.Inputs = []task.Input{in}
+			r := l.run(order(test.spec))
+			if f := r.account; f.State != test.state || f.ExitCode != test.code || f.Reason != test.reason {
+				t.Errorf("%s, exit code %d: %q", f.State, f.ExitCode, f.Reason)
+			}
+			if r.finished.Message != test.reason {
+				t.Errorf("the event says %q", r.finished.Message)
+			}
+		})
+	}
+	left, err := os.ReadDir(l.Runner.cfg.Dir)
+	if err != nil || len(left) < 14 {
+		t.Errorf("%d folders, %v", len(left), err)
+	}
+}
+
+func TestPeriod(t *testing.T) {
+	for d, want := range map[time.Duration]string{time.Minute: "1m", time.Hour: "1h", 90 * time.Second: "1m30s", 25 * time.Hour: "25h", time.Hour + time.Second: "1h0m1s", 10 * time.Minute: "10m", 500 * time.Millisecond: "500ms", 30 * time.Second: "30s"} {
+		if got := period(d); got != want {
+			t.Errorf("%d is %s, want %s", d, got, want)
+		}
+	}
+}
+
+// The same signed order, 1,000 times at once: one process (TRUST, T24).
+func TestOrderAgain(t *testing.T) {
+	l := newLab(t)
+	file := filepath.Join(t.TempDir(), "starts")
+	o := order(spec("sh", "-c", "echo started >> "+file+"; sleep 0.2; echo done"))
+	var wg sync.WaitGroup
+	for range 1000 {
+		wg.Go(func() {
+			var r result
+			if err := l.Start(t.Context(), o, r.add); err != nil || r.stdout.String() != "done\n" {
+				t.Errorf("%q, %v", r.stdout.String(), err)
+			}
+		})
+	}
+	wg.Wait()
+	r := l.run(o) // and after its end
+	if r.stdout.String() != "done\n" {
+		t.Errorf("then %q", r.stdout.String())
+	}
+	l.Close()
+	l.open()
+	l.run(o) // and in another life
+	if b, err := os.ReadFile(file); err != nil || string(b) != "started\n" {
+		t.Errorf("started %q, %v", b, err)
+	}
+	if got := l.ledger.kinds(o.Run, nodeKey); len(got) != 3 {
+		t.Errorf("the ledger has %v", got)
+	}
+}
+
+func refusal(t *testing.T, err error) *task.Refusal {
+	t.Helper()
+	var r *task.Refusal
+	if !errors.As(err, &r) || len(r.Reasons) == 0 {
+		t.Fatalf("not a refusal: %v", err)
+	}
+	return r
+}
+
+func nothing(*task.Event) error { return errors.New("an event of a run that should not be") }
+
+func TestInvalidOrders(t *testing.T) {
+	l := newLab(t)
+	good := order(spec("true"))
+	other := order(spec("true"))
+	forged := *good.Entries[0]
+	forged.Sig[0] ^= 1
+	stranger := sign(strangers, nil, task.Draft{Topic: good.Run, Kind: task.KindSubmit, Record: task.Submit{Spec: spec("true")}})
+	elsewhere := sign(userKey, good.Entries[:1], task.Draft{Topic: good.Run, Kind: task.KindPlace, Record: task.Place{Attempt: 1, Node: strangers.ID()}})
+	text := sign(userKey, nil, task.Draft{Topic: good.Run, Kind: task.KindSubmit, Record: task.Place{}})
+	for name, o := range map[string]task.Order{
+		"no run":            {Run: "../x", Attempt: 1, From: userKey.ID(), Entries: good.Entries},
+		"another run":       {Run: other.Run, Attempt: 1, From: userKey.ID(), Entries: good.Entries},
+		"another sender":    {Run: good.Run, Attempt: 1, From: strangers.ID(), Entries: good.Entries},
+		"another attempt":   {Run: good.Run, Attempt: 2, From: userKey.ID(), Entries: good.Entries},
+		"another's submit":  {Run: good.Run, Attempt: 1, From: userKey.ID(), Entries: []*wire.Entry{stranger, good.Entries[1]}},
+		"no submit":         {Run: good.Run, Attempt: 1, From: userKey.ID(), Entries: good.Entries[1:]},
+		"no place":          {Run: good.Run, Attempt: 1, From: userKey.ID(), Entries: good.Entries[:1]},
+		"placed elsewhere":  {Run: good.Run, Attempt: 1, From: userKey.ID(), Entries: []*wire.Entry{good.Entries[0], elsewhere}},
+		"forged":            {Run: good.Run, Attempt: 1, From: userKey.ID(), Entries: []*wire.Entry{&forged, good.Entries[1]}},
+		"not a submit":      {Run: good.Run, Attempt: 1, From: userKey.ID(), Entries: []*wire.Entry{text, good.Entries[1]}},
+		"nothing":           {Run: good.Run, Attempt: 1, From: userKey.ID()},
+		"no command":        orderOf(good.Run, task.Spec{Driver: task.DriverProcess}, 1),
+		"path leaves":       orderOf(good.Run, task.Spec{Driver: task.DriverProcess, Command: []string{"true"}, Outputs: []string{"../x"}}, 1),
+		"environment":       orderOf(good.Run, task.Spec{Driver: task.DriverProcess, Command: []string{"true"}, Env: map[string]string{"a=b": ""}}, 1),
+		"an unknown driver": orderOf(good.Run, task.Spec{Driver: "vm", Command: []string{"true"}}, 1),
+	} {
+		if r := refusal(t, l.Start(t.Context(), o, nothing)); r.Reasons[0].Rule != "order" || len(r.Entries) != 0 {
+			t.Errorf("%s: %v", name, r)
+		}
+	}
+	if len(l.ledger.entries) != 0 {
+		t.Errorf("the ledger has %d entries", len(l.ledger.entries))
+	}
+	if folders, err := os.ReadDir(l.Runner.cfg.Dir); err != nil || len(folders) != 0 {
+		t.Errorf("%d folders, %v", len(folders), err)
+	}
+	l.run(good)
+}
+
+func TestRefusals(t *testing.T) {
+	l := newLab(t)
+	image := spec("true")
+	image.Driver, image.Image = task.DriverImage, "example.org/x"
+	large := spec("true")
+	large.Inputs = []task.Input{{Path: "x", Size: task.TiB, Kind: task.KindFile}, {Path: "y", Size: 1 << 62, Kind: task.KindFile}}
+	if r := refusal(t, l.Start(t.Context(), order(large), nothing)); r.Reasons[0].Rule != "disk" || !r.Reasons[0].Ever {
+		t.Errorf("large inputs: %v", r.Reasons)
+	}
+	l.admit = func(Ask) (Grant, []task.Reason) {
+		return Grant{}, []task.Reason{{Rule: "memory", Text: "needs 8 GiB"}, {Rule: "arch", Text: "is arm64"}}
+	}
+	o := order(image)
+	r := refusal(t, l.Start(t.Context(), o, nothing))
+	if len(r.Reasons) != 3 || r.Reasons[0].Rule != "driver" || r.Reasons[2].Text != "is arm64" {
+		t.Errorf("reasons %v", r.Reasons)
+	}
+	if len(r.Entries) != 1 || r.Entries[0].Kind != task.KindRefused || r.Entries[0].Author != nodeKey.ID() {
+		t.Errorf("entries %v", r.Entries)
+	}
+	if got := l.ledger.kinds(o.Run, nodeKey); !slices.Equal(got, []string{task.KindRefused}) {
+		t.Errorf("the ledger has %v", got)
+	}
+	if err := l.Follow(t.Context(), o.Run, 0, nothing); !errors.Is(err, task.ErrNoRun) {
+		t.Errorf("follow: %v", err)
+	}
+
+	// A refusal stands, so that a late copy of the order starts nothing.
+	l.admit = func(Ask) (Grant, []task.Reason) { return Grant{}, nil }
+	o2 := order(spec("true"))
+	l.admit = func(Ask) (Grant, []task.Reason) { return Grant{}, []task.Reason{{Rule: "hours", Text: "is closed"}} }
+	refusal(t, l.Start(t.Context(), o2, nothing))
+	l.admit = func(Ask) (Grant, []task.Reason) { return Grant{}, nil }
+	l.Close()
+	l.open()
+	if r := refusal(t, l.Start(t.Context(), o2, nothing)); r.Reasons[0].Text != "is closed" || len(r.Entries) != 1 {
+		t.Errorf("again: %v", r)
+	}
+	// Another attempt may come, and its submitter gets the whole chain.
+	next := orderOf(o2.Run, spec("true"), 2)
+	next.Entries[0] = o2.Entries[0]
+	next.Entries = append(o2.Entries, sign(userKey, o2.Entries, task.Draft{Topic: o2.Run, Kind: task.KindPlace, Record: task.Place{Attempt: 2, Node: nodeKey.ID()}}))
+	if r := l.run(next); !slices.Equal(r.kinds(), []string{task.KindRefused, task.KindAccepted, task.KindStarted, task.KindFinished}) {
+		t.Errorf("events carried %v", r.kinds())
+	}
+	// One attempt on one machine.
+	third := next
+	third.Attempt = 3
+	third.Entries = append(next.Entries, sign(userKey, next.Entries, task.Draft{Topic: o2.Run, Kind: task.KindPlace, Record: task.Place{Attempt: 3, Node: nodeKey.ID()}}))
+	if r := refusal(t, l.Start(t.Context(), third, nothing)); r.Reasons[0].Rule != "attempt" {
+		t.Errorf("a third attempt: %v", r.Reasons)
+	}
+}
+
+func TestLedgerFails(t *testing.T) {
+	l := newLab(t)
+	o := order(spec("true"))
+	full := errors.New("the disk is full")
+	l.ledger.fail(full)
+	if err := l.Start(t.Context(), o, nothing); !errors.Is(err, full) {
+		t.Errorf("start: %v", err)
+	}
+	if len(l.Held()) != 0 {
+		t.Errorf("held %v", l.Held())
+	}
+	l.ledger.fail(nil)
+	l.run(o) // it was not accepted, so it may be now
+
+	// A promise is kept when the end cannot be written at once.
+	w := l.start(order(spec("sh", "-c", "echo ready; sleep 0.2; exit 5")))
+	w.untilOutput("ready")
+	l.ledger.fail(full)
+	eventually(t, "its end", func() bool { return len(l.Held()) == 0 })
+	l.ledger.fail(nil)
+	if r := w.end(); r.account.ExitCode != 5 {
+		t.Errorf("account %+v", r.account)
+	}
+}
+
+func TestCancel(t *testing.T) {
+	l := newLab(t)
+	if err := l.Cancel(t.Context(), task.NewID(), true); !errors.Is(err, task.ErrNoRun) {
+		t.Errorf("no run: %v", err)
+	}
+	for name, test := range map[string]struct {
+		command string
+		force   bool
+		code    int
+	}{
+		"polite":         {"trap 'echo bye; exit 3' TERM; echo ready; while true; do sleep 0.01; done", false, 3},
+		"default":        {"echo ready; sleep 60; exit 3", false, 143},
+		"ignored":        {"trap '' TERM; echo ready; sleep 60", false, 137},
+		"ignored, force": {"trap '' TERM; echo ready; sleep 60", true, 137},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := order(spec("sh", "-c", test.command))
+			w := l.start(o)
+			w.untilOutput("ready")
+			if err := l.Cancel(t.Context(), o.Run, test.force); err != nil {
+				t.Fatal(err)
+			}
+			r := w.end()
+			if f := r.account; f.State != task.Cancelled || f.ExitCode != test.code || f.Reason != "cancelled by its submitter" {
+				t.Errorf("%s, exit code %d: %q", f.State, f.ExitCode, f.Reason)
+			}
+			if test.code == 3 && !strings.HasSuffix(r.stdout.String(), "bye\n") {
+				t.Errorf("stdout %q", r.stdout.String())
+			}
+			if err := l.Cancel(t.Context(), o.Run, true); err != nil {
+				t.Errorf("after its end: %v", err)
+			}
+		})
+	}
+}
+
+func TestInputsAndOutputs(t *testing.T) {
+	l := newLab(t)
+	folder, err := l.theirs.Pack(t.Context(), writeFiles(t, map[string]string{"a": "first\n", "b/c": "second\n"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := l.theirs.Pack(t.Context(), filepath.Join(writeFiles(t, map[string]string{"x": "#!/bin/sh\ncat in/a in/b/c | tee out.txt\n"}), "x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	folder.Path, file.Path = "in", "tools/run"
+	s := spec("./tools/run")
+	s.Inputs, s.Outputs = []task.Input{folder, file}, []string{"*.txt", "none"}
+	r := l.run(order(s))
+	if r.stdout.String() != "first\nsecond\n" {
+		t.Errorf("stdout %q", r.stdout.String())
+	}
+	if want := []string{"bringing 53 B of inputs", "output: none is not there"}; !slices.Equal(r.notes, want) {
+		t.Errorf("notes %q", r.notes)
+	}
+	if u := r.account.Usage; u.OutBytes != 13 || u.InBytes < 53 {
+		t.Errorf("usage %+v", u)
+	}
+	if r.finished.Outputs != r.account.Outputs.String() {
+		t.Errorf("outputs %s and %s", r.finished.Outputs, r.account.Outputs)
+	}
+	to := t.TempDir()
+	root, err := os.OpenRoot(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	if err := l.Runner.cfg.Blobs.Unpack(t.Context(), r.account.Outputs, root, "."); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(filepath.Join(to, "out.txt")); err != nil || string(b) != "first\nsecond\n" {
+		t.Errorf("output %q, %v", b, err)
+	}
+}
+
+func TestInputsThatDoNotCome(t *testing.T) {
+	l := newLab(t)
+	in, err := l.theirs.Pack(t.Context(), writeFiles(t, map[string]string{"a": "x"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	in.Path = "in"
+	s := spec("true")
+	s.Inputs = []task.Input{in}
+	fetch := l.fetch
+	l.fetch = func(context.Context, wire.Hash, int64) (io.ReadCloser, error) { return nil, os.ErrNotExist }
+	if f := l.run(order(s)).account; f.State != task.Failed || f.ExitCode != -1 || !strings.HasPrefix(f.Reason, "inputs: in: ") {
+		t.Errorf("%s, exit code %d: %q", f.State, f.ExitCode, f.Reason)
+	}
+	// The submitter is away; then the run is cancelled.
+	l.fetch = func(context.Context, wire.Hash, int64) (io.ReadCloser, error) { return nil, io.ErrUnexpectedEOF }
+	o := order(s)
+	w := l.start(o)
+	w.until("the note", func(r *result) bool { return len(r.notes) == 1 })
+	if kinds := w.r.kinds(); !slices.Equal(kinds, []string{task.KindAccepted}) {
+		t.Errorf("the note carries %v", kinds)
+	}
+	if err := l.Cancel(t.Context(), o.Run, false); err != nil {
+		t.Fatal(err)
+	}
+	if f := w.end().account; f.State != task.Cancelled || f.ExitCode != -1 {
+		t.Errorf("%s, exit code %d: %q", f.State, f.ExitCode, f.Reason)
+	}
+	// What claims less than it has is not brought.
+	l.fetch = fetch
+	s.Inputs[0].Size = 0
+	if f := l.run(order(s)).account; f.State != task.Failed || !strings.Contains(f.Reason, "larger than allowed") {
+		t.Errorf("%s, exit code %d: %q", f.State, f.ExitCode, f.Reason)
+	}
+}
+
+func TestEnvironment(t *testing.T) {
+	t.Setenv("SECRET_OF_THE_NODE", "x")
+	l := newLab(t)
+	l.admit = func(Ask) (Grant, []task.Reason) { return Grant{Devices: []string{"GPU-1", "GPU-2"}}, nil }
+	s := spec("env")
+	s.Env = map[string]string{"MINE": "1", "LANG": "tlh", "BALANCE_RUN": "other", "CUDA_VISIBLE_DEVICES": "0,1,2,3", "HIP_VISIBLE_DEVICES": "0"}
+	o := order(s)
+	dir := filepath.Join(l.Runner.cfg.Dir, o.Run)
+	want := []string{
+		"BALANCE_NODE=hydra", "BALANCE_RUN=" + o.Run, "CUDA_VISIBLE_DEVICES=GPU-1,GPU-2", "HOME=" + dir + "/work", "LANG=tlh", "MINE=1",
+		"NVIDIA_VISIBLE_DEVICES=GPU-1,GPU-2", "PATH=" + os.Getenv("PATH"), "ROCR_VISIBLE_DEVICES=GPU-1,GPU-2", "TMPDIR=" + dir + "/tmp",
+	}
+	r := l.run(o)
+	if got := strings.Split(strings.TrimSpace(r.stdout.String()), "\n"); !slices.Equal(got, want) {
+		t.Errorf("environment %q", got)
+	}
+	var accepted task.Accepted
+	e, err := wire.ParseEntry(r.events[0].Entries[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := wire.Unmarshal(e.Payload, &accepted); err != nil || len(accepted.Devices) != 2 || accepted.Submit != o.Entries[0].Hash() {
+		t.Errorf("accepted %+v, %v", accepted, err)
+	}
+	if u := r.account.Usage; u.GPUMS != 2*u.WallMS {
+		t.Errorf("usage %+v", u)
+	}
+	l.admit = func(Ask) (Grant, []task.Reason) { return Grant{}, nil }
+	r = l.run(order(spec("env")))
+	for _, line := range []string{"CUDA_VISIBLE_DEVICES=\n", "ROCR_VISIBLE_DEVICES=\n", "NVIDIA_VISIBLE_DEVICES=void\n"} {
+		if !strings.Contains(r.stdout.String(), line) {
+			t.Errorf("without a GPU: %q", r.stdout.String())
+		}
+	}
+}
+
+// What a run holds is held when the next is admitted, and free when its end is
+// seen.
+func TestHeld(t *testing.T) {
+	l := newLab(t)
+	l.admit = func(a Ask) (Grant, []task.Reason) {
+		if len(a.Held) > 0 {
+			return Grant{}, []task.Reason{{Rule: "gpus", Text: "is taken", Ever: true}}
+		}
+		return Grant{Devices: []string{"GPU-1"}}, nil
+	}
+	s := spec("sh", "-c", "echo ready; read x")
+	s.Stdin = true
+	s.Needs = task.Needs{GPUs: 1, CPU: 2000}
+	o := order(s)
+	w := l.start(o)
+	w.untilOutput("ready")
+	held := l.Held()
+	if len(held) != 1 || held[0].Run != o.Run || held[0].From != userKey.ID() || held[0].Needs.CPU != 2000 || held[0].Needs.Memory != task.DefaultMemory || held[0].Devices[0] != "GPU-1" || held[0].Since.IsZero() {
+		t.Errorf("held %+v", held)
+	}
+	refusal(t, l.Start(t.Context(), order(s), nothing))
+	if err := l.Stdin(t.Context(), o.Run, 0, strings.NewReader("\n")); err != nil {
+		t.Fatal(err)
+	}
+	w.end()
+	for range 20 { // the next one may come as soon as the end is seen
+		l.run(order(spec("true")))
+	}
+	if held := l.Held(); len(held) != 0 {
+		t.Errorf("held %+v", held)
+	}
+}
+
+func TestSettle(t *testing.T) {
+	l := newLab(t)
+	o := order(spec("true"))
+	receipt := func(by identity.Key, run string) *wire.Entry {
+		return sign(by, o.Entries, task.Draft{Topic: run, Kind: task.KindReceipt, Record: task.Receipt{Attempt: 1}})
+	}
+	if err := l.Settle(t.Context(), o.Run, nil); !errors.Is(err, task.ErrNoRun) {
+		t.Errorf("before the run: %v", err)
+	}
+	l.run(o)
+	if id, err := l.Submitter(t.Context(), o.Run); err != nil || id != userKey.ID() {
+		t.Errorf("submitter %v, %v", id, err)
+	}
+	for name, e := range map[string]*wire.Entry{"another author": receipt(strangers, o.Run), "another run": receipt(userKey, task.NewID()), "this node": receipt(nodeKey, o.Run)} {
+		if err := l.Settle(t.Context(), o.Run, []*wire.Entry{e}); err == nil {
+			t.Errorf("%s: taken", name)
+		}
+	}
+	if err := l.Settle(t.Context(), o.Run, []*wire.Entry{receipt(userKey, o.Run)}); err != nil {
+		t.Fatal(err)
+	}
+	if got := l.ledger.kinds(o.Run, userKey); len(got) != 3 || got[2] != task.KindReceipt {
+		t.Errorf("the ledger has %v", got)
+	}
+}
+
+func TestClose(t *testing.T) {
+	l := newLab(t)
+	o := order(spec("sh", "-c", "trap '' TERM; echo ready; sleep 60"))
+	w := l.start(o)
+	w.untilOutput("ready")
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if f := w.end().account; f.State != task.Failed || f.ExitCode != 137 || f.Reason != nodeStopped {
+		t.Errorf("%s, exit code %d: %q", f.State, f.ExitCode, f.Reason)
+	}
+	if err := l.Start(t.Context(), order(spec("true")), nothing); !errors.Is(err, task.ErrBroken) {
+		t.Errorf("start: %v", err)
+	}
+}
+
+// A follower that leaves ends nothing.
+func TestFollowerLeaves(t *testing.T) {
+	l := newLab(t)
+	o := order(spec("sh", "-c", "echo ready; sleep 0.1; echo more"))
+	enough := errors.New("enough")
+	if err := l.Start(t.Context(), o, func(*task.Event) error { return enough }); !errors.Is(err, enough) {
+		t.Fatal(err)
+	}
+	var r result
+	if err := l.Follow(t.Context(), o.Run, 0, r.add); err != nil || r.stdout.String() != "ready\nmore\n" {
+		t.Errorf("%q, %v", r.stdout.String(), err)
+	}
+}
+
+func TestNothingLeaks(t *testing.T) {
+	l := newLab(t)
+	files := func() int {
+		names, err := os.ReadDir("/proc/self/fd")
+		need(t, err == nil, "/proc")
+		return len(names)
+	}
+	s := spec("cat")
+	s.Stdin = true
+	one := func() {
+		o := order(s)
+		w := l.start(o)
+		if err := l.Stdin(t.Context(), o.Run, 0, bytes.NewReader([]byte("x"))); err != nil && !errors.Is(err, task.ErrNoRun) {
+			t.Fatal(err)
+		}
+		w.until("the end", func(r *result) bool {
+			if r.finished == nil {
+				_ = l.Stdin(t.Context(), o.Run, 0, bytes.NewReader([]byte("x")))
+			}
+			return r.finished != nil
+		})
+		w.end()
+		l.run(order(spec("no-such-program")))
+	}
+	one()
+	before := files()
+	for range 20 {
+		one()
+	}
+	eventually(t, fmt.Sprintf("%d open files", before), func() bool { return files() <= before+2 })
+}

@@ -1,0 +1,273 @@
+// Package run starts and owns the runs on this machine.
+//
+// A [Runner] takes orders. It checks that the submitter itself has sent the
+// order and chosen this machine, asks the machine's owner through
+// [Config.Admit], promises in the ledger to run, and only then starts the
+// program. The same order given again, however often, goes on with the same
+// run. A machine that has promised an attempt, or refused it, never starts it
+// again, in this life or a later one.
+//
+// Everything that happens to a run is in its journal before anybody is told,
+// and the facts of its life (accepted, started, finished) are in the ledger
+// before they are in the journal. So whoever follows a run can be cut off at
+// any point and resume, and both sides hold the same signed account of it.
+//
+// A run is a program of this machine, started as the user who runs Balance,
+// in a folder of its own. When it ends, however it ends, every process that it
+// started is killed. For now it ends when the Runner does, and the account says
+// so; if the Runner dies without a chance to write that, the next one does.
+package run
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/balanceai/balance/exec/blob"
+	"github.com/balanceai/balance/exec/journal"
+	"github.com/balanceai/balance/exec/task"
+	"github.com/balanceai/balance/mesh/identity"
+	"github.com/balanceai/balance/mesh/wire"
+)
+
+// Ledger is what a Runner needs of the node's ledger.
+type Ledger interface {
+	// Append signs and stores entries of this node, durably.
+	Append(ctx context.Context, drafts ...task.Draft) ([]*wire.Entry, error)
+	// Accept verifies and stores entries of others, durably. Those that it has
+	// already are no error.
+	Accept(ctx context.Context, entries ...*wire.Entry) (fresh []*wire.Entry, err error)
+	// Entries returns a topic, each author's entries in the order of its chain.
+	Entries(ctx context.Context, topic string) ([]*wire.Entry, error)
+}
+
+// Config says what a Runner works with. Now, Log and Grace may be zero.
+type Config struct {
+	Dir    string      // holds a folder for each run
+	Self   identity.ID // this machine
+	Name   string      // of this machine
+	Ledger Ledger
+	Blobs  *blob.Store
+	Grace  time.Duration // from SIGTERM to SIGKILL; 10 s
+	Now    func() time.Time
+	Log    *slog.Logger
+
+	// Admit decides whether a run may be on this machine now: the owner's terms
+	// and what is free. It is called by one goroutine at a time and must not
+	// call the Runner. Reasons refuse the run.
+	Admit func(Ask) (Grant, []task.Reason)
+
+	// Fetch reads a blob of a run's submitter from an offset on, as
+	// [blob.Source] has it.
+	Fetch func(ctx context.Context, from identity.ID, h wire.Hash, offset int64) (io.ReadCloser, error)
+}
+
+// Ask is a question to the owner of the machine.
+type Ask struct {
+	Run     string
+	Attempt int
+	From    identity.ID // the submitter
+	Spec    *task.Spec
+	Held    []Use
+}
+
+// Grant is what a run gets.
+type Grant struct {
+	Devices []string    // GPUs, by UUID
+	Policy  wire.Hash   // digest of the owner's terms
+	Limits  task.Limits // the machine's own, which bound those of the spec; zero for none
+}
+
+// Use is what one run holds of the machine.
+type Use struct {
+	Run     string
+	From    identity.ID // the submitter
+	Needs   task.Needs  // as [task.Needs.Held] gives them
+	Devices []string    // GPUs, by UUID
+	Since   time.Time
+}
+
+// Runner runs. It is safe for concurrent use.
+type Runner struct {
+	cfg     Config
+	control control // of processes, as this system has it
+
+	closing chan struct{}  // closed by Close
+	wg      sync.WaitGroup // of the goroutines of runs
+
+	mu     sync.Mutex
+	closed bool
+	runs   map[string]*live // that have not ended, and those about to be accepted
+}
+
+// Open starts a Runner on a folder. Runs that an earlier Runner has left
+// without an end get one: their processes are killed, and their account says
+// how they ended, or that nobody saw it.
+func Open(ctx context.Context, cfg Config) (*Runner, error) {
+	cfg.Grace = cmp.Or(cfg.Grace, 10*time.Second)
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	dir, err := filepath.Abs(cfg.Dir)
+	if err == nil {
+		err = os.MkdirAll(dir, 0o700)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open runs: %w", err)
+	}
+	cfg.Dir = dir
+	r := &Runner{cfg: cfg, closing: make(chan struct{}), runs: map[string]*live{}}
+	r.control = newControl(cfg.Self.Short(), cfg.Name)
+	if err := r.recover(ctx); err != nil {
+		return nil, fmt.Errorf("open runs: %w", err)
+	}
+	return r, nil
+}
+
+// errStopping answers orders that come while the Runner closes.
+var errStopping = fmt.Errorf("%w: the node is stopping", task.ErrBroken)
+
+// Close ends every run as failed, because the node stops, and returns when that
+// is written, after the grace time at the latest.
+func (r *Runner) Close() error {
+	r.mu.Lock()
+	if !r.closed {
+		r.closed = true
+		close(r.closing)
+	}
+	for _, x := range r.runs {
+		x.stop(&end{state: task.Failed, reason: nodeStopped}, false)
+	}
+	r.mu.Unlock()
+	r.wg.Wait()
+	return nil
+}
+
+// nodeStopped is the reason of runs that end because their Runner did.
+const nodeStopped = "the node stopped while the run was going"
+
+// Follow yields the events of a run that come after number after, until it has
+// ended. It gives [task.ErrNoRun] when this machine has never accepted the run.
+func (r *Runner) Follow(ctx context.Context, run string, after uint64, yield func(*task.Event) error) error {
+	j, err := r.journal(ctx, run)
+	if err != nil {
+		return err
+	}
+	return j.Read(ctx, after, true, yield)
+}
+
+// journal returns the journal of a run that has been accepted.
+func (r *Runner) journal(ctx context.Context, run string) (*journal.Journal, error) {
+	x, err := r.going(ctx, run)
+	if err == nil {
+		return x.journal, nil
+	}
+	if !errors.Is(err, task.ErrNoRun) || !task.ValidID(run) {
+		return nil, err
+	}
+	if _, err := os.Stat(r.journalPath(run)); err == nil {
+		if j, err := journal.Open(r.journalPath(run)); err != nil || j.Finished() {
+			return j, err
+		} else if err := j.Close(); err != nil {
+			return nil, err
+		}
+	}
+	return r.revive(ctx, run)
+}
+
+func (r *Runner) folder(run string) string      { return filepath.Join(r.cfg.Dir, run) }
+func (r *Runner) journalPath(run string) string { return filepath.Join(r.folder(run), "events") }
+
+// going returns a run that has not ended.
+func (r *Runner) going(ctx context.Context, run string) (*live, error) {
+	r.mu.Lock()
+	x := r.runs[run]
+	r.mu.Unlock()
+	if x == nil {
+		return nil, task.ErrNoRun
+	}
+	select {
+	case <-x.ready:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if x.err != nil {
+		return nil, task.ErrNoRun
+	}
+	return x, nil
+}
+
+// Cancel asks a run to end: it gets SIGTERM, and SIGKILL after the grace time,
+// or at once with force. A run that has ended is no error.
+func (r *Runner) Cancel(ctx context.Context, run string, force bool) error {
+	x, err := r.going(ctx, run)
+	if errors.Is(err, task.ErrNoRun) {
+		_, err := r.journal(ctx, run)
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	x.stop(&end{state: task.Cancelled, reason: "cancelled by its submitter"}, force)
+	return nil
+}
+
+// Settle stores what the submitter has signed about a run that is here or was.
+func (r *Runner) Settle(ctx context.Context, run string, entries []*wire.Entry) error {
+	from, err := r.Submitter(ctx, run)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Topic != run || e.Author != from {
+			return fmt.Errorf("settle %s: an entry of another run or author", run)
+		}
+	}
+	if _, err := r.cfg.Ledger.Accept(ctx, entries...); err != nil {
+		return fmt.Errorf("settle %s: %w", run, err)
+	}
+	return nil
+}
+
+// Submitter returns who has submitted a run that this machine has accepted.
+// Nobody else may follow, feed or stop it.
+func (r *Runner) Submitter(ctx context.Context, run string) (identity.ID, error) {
+	if x, err := r.going(ctx, run); err == nil {
+		return x.from, nil
+	}
+	p, err := r.past(ctx, run)
+	if err != nil {
+		return identity.ID{}, err
+	}
+	if p.accepted == nil {
+		return identity.ID{}, task.ErrNoRun
+	}
+	return p.submitter, nil
+}
+
+// Held returns what runs hold of the machine now.
+func (r *Runner) Held() []Use {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.heldLocked()
+}
+
+func (r *Runner) heldLocked() []Use {
+	var out []Use
+	for _, x := range r.runs {
+		if x.use.Run != "" {
+			out = append(out, x.use)
+		}
+	}
+	return out
+}

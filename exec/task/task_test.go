@@ -1,0 +1,146 @@
+package task
+
+import (
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+func TestCheckPath(t *testing.T) {
+	for _, p := range []string{"a", "a/b/c.txt", "a b", "é", "..a", "a..", "...", "a/..b", ".hidden", "-rf", "CON", "a\nb", strings.Repeat("a", 4096)} {
+		if err := CheckPath(p); err != nil {
+			t.Errorf("%.40q: %v", p, err)
+		}
+	}
+	for _, p := range []string{
+		"", ".", "..", "/", "/etc/passwd", "../x", "a/../b", "a/../../b", "./a", "a/.", "a/..", "a//b", "a/", "//a", "../", "/..",
+		"a\x00b", "\x00", `a\b`, `..\x`, `\\server\share`, "C:", "C:x", "C:/x", "a:stream", strings.Repeat("a", 4097),
+	} {
+		if CheckPath(p) == nil {
+			t.Errorf("%.40q: no error", p)
+		}
+	}
+}
+
+// What passes stays in its folder, whatever the name.
+func FuzzCheckPath(f *testing.F) {
+	for _, s := range []string{"a/b", "../a", "a//b", `a\b`, "a/../..", "\xff/..", "a/./b"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, p string) {
+		if CheckPath(p) != nil {
+			return
+		}
+		for part := range strings.SplitSeq(p, "/") {
+			if part == "" || part == "." || part == ".." || strings.ContainsAny(part, "\\:\x00") {
+				t.Fatalf("%q passed", p)
+			}
+		}
+	})
+}
+
+// fullSpec has every field set, and nests as deep as a spec can.
+func fullSpec() Spec {
+	return Spec{
+		Agent: "text-report", Manifest: [32]byte{1}, Driver: DriverImage, Image: "docker.io/library/busybox", Command: []string{"sh", "-c", "true"},
+		Env: map[string]string{"A": "1", "B": "2"},
+		Needs: Needs{
+			CPU: 1500, Memory: 3 * GiB, Disk: GiB, GPUs: 2, VRAM: 24 * GiB, GPUModels: []string{"L4"}, Arch: []string{"amd64"}, OS: []string{"linux"},
+			Labels: []string{"lab"}, Engines: []string{"ollama"},
+		},
+		Inputs:  []Input{{Path: "in", Tree: [32]byte{2}, Size: 5, Kind: KindFolder}, {Path: "x/y", Tree: [32]byte{3}, Kind: KindFile}},
+		Outputs: []string{"out", "report.md"}, Limits: Limits{Time: time.Hour, Output: MiB}, Node: "hydra", Stdin: true, Detached: true,
+	}
+}
+
+func TestSpecCheck(t *testing.T) {
+	s := fullSpec()
+	for i := range reflect.ValueOf(s).NumField() { // so that the tests of the encoding cover it
+		if reflect.ValueOf(s).Field(i).IsZero() {
+			t.Errorf("%s is not set", reflect.TypeOf(s).Field(i).Name)
+		}
+	}
+	if err := s.Check(); err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(*Spec){
+		"no command":         func(s *Spec) { s.Command = nil },
+		"empty command":      func(s *Spec) { s.Command = []string{""} },
+		"NUL in an argument": func(s *Spec) { s.Command = append(s.Command, "a\x00b") },
+		"no driver":          func(s *Spec) { s.Driver = "" },
+		"odd driver":         func(s *Spec) { s.Driver = "wasm" },
+		"no image":           func(s *Spec) { s.Image = "" },
+		"negative GPUs":      func(s *Spec) { s.Needs.GPUs = -1 },
+		"many GPUs":          func(s *Spec) { s.Needs.GPUs = 1 << 20 },
+		"negative time":      func(s *Spec) { s.Limits.Time = -1 },
+		"empty variable":     func(s *Spec) { s.Env = map[string]string{"": "x"} },
+		"= in a variable":    func(s *Spec) { s.Env = map[string]string{"A=B": "x"} },
+		"NUL in a variable":  func(s *Spec) { s.Env = map[string]string{"A": "\x00"} },
+		"input leaves":       func(s *Spec) { s.Inputs[0].Path = "../x" },
+		"input kind":         func(s *Spec) { s.Inputs[0].Kind = "link" },
+		"input twice":        func(s *Spec) { s.Inputs[1].Path = s.Inputs[0].Path },
+		"output leaves":      func(s *Spec) { s.Outputs = []string{"/etc"} },
+	} {
+		s := fullSpec()
+		change(&s)
+		if s.Check() == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+func TestHeld(t *testing.T) {
+	for _, tc := range []struct{ needs, want Needs }{
+		{Needs{}, Needs{CPU: DefaultCPU, Memory: DefaultMemory}},
+		{Needs{CPU: 2000, Memory: GiB}, Needs{CPU: 2000, Memory: GiB}},
+		{Needs{CPU: 1, Memory: 1, VRAM: GiB}, Needs{CPU: 1, Memory: 1, VRAM: GiB, GPUs: 1}},
+		{Needs{CPU: 1, Memory: 1, GPUs: 4, VRAM: GiB}, Needs{CPU: 1, Memory: 1, GPUs: 4, VRAM: GiB}},
+		{Needs{CPU: 1, Memory: 1, GPUModels: []string{"L4"}}, Needs{CPU: 1, Memory: 1, GPUs: 1, GPUModels: []string{"L4"}}},
+	} {
+		if got := tc.needs.Held(); !reflect.DeepEqual(got, tc.want) || !reflect.DeepEqual(got.Held(), got) {
+			t.Errorf("%+v holds %+v, want %+v", tc.needs, got, tc.want)
+		}
+	}
+}
+
+func TestIDs(t *testing.T) {
+	seen := map[string]bool{}
+	for range 1000 {
+		id := NewID()
+		if !ValidID(id) || seen[id] {
+			t.Fatalf("id %q", id)
+		}
+		seen[id] = true
+	}
+	for _, id := range []string{"", "r-", "mesh", "r-aaaaaaaaaaaaaaa", "r-aaaaaaaaaaaaaaaaa", "r-aaaaaaaaaaaaaaa1", "r-AAAAAAAAAAAAAAAA", "r-../../../../../", "x-aaaaaaaaaaaaaaaa", "r-aaaaaaaaaaaaaaaé"} {
+		if ValidID(id) {
+			t.Errorf("%q is valid", id)
+		}
+	}
+}
+
+func TestEventOutput(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		b := rapid.SliceOf(rapid.Byte()).Draw(t, "output")
+		var e Event
+		e.SetOutput(b)
+		if string(e.Output()) != string(b) || e.Data != "" && e.Binary != nil {
+			t.Fatalf("%q became %+v", b, e)
+		}
+	})
+}
+
+func TestBest(t *testing.T) {
+	fit, unfit := Verdict{Fits: true}, Verdict{}
+	for _, tc := range []struct {
+		ranking Ranking
+		want    int
+	}{{nil, 0}, {Ranking{unfit}, 0}, {Ranking{fit}, 1}, {Ranking{fit, fit, unfit, unfit}, 2}} {
+		if got := len(tc.ranking.Best()); got != tc.want {
+			t.Errorf("%d of %d fit, want %d", got, len(tc.ranking), tc.want)
+		}
+	}
+}

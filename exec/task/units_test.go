@@ -1,0 +1,106 @@
+package task
+
+import (
+	"math"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+func TestBytes(t *testing.T) {
+	for _, tc := range []struct {
+		in   string
+		want Bytes
+		text string
+	}{
+		{"0", 0, "0 B"},
+		{"1023", 1023, "1023 B"},
+		{"4GiB", 4 * GiB, "4 GiB"},
+		{" 4 gib ", 4 * GiB, "4 GiB"},
+		{"512M", 512 * MiB, "512 MiB"},
+		{"1.5g", 3 * GiB / 2, "1.5 GiB"},
+		{"2k", 2 * KiB, "2 KiB"},
+		{"1KB", 1000, "1000 B"},
+		{"24GB", 24e9, "22.4 GiB"},
+		{"3tb", 3e12, "2.7 TiB"},
+		{"1tib", TiB, "1 TiB"},
+		{"100B", 100, "100 B"},
+		{"0.5k", 512, "512 B"},
+	} {
+		got, err := ParseBytes(tc.in)
+		if err != nil || got != tc.want || got.String() != tc.text {
+			t.Errorf("%q: %d %q %v, want %d %q", tc.in, got, got, err, tc.want, tc.text)
+		}
+	}
+	for _, s := range []string{"", "G", "-1", "1e9", "1 2", "4 GiB free", "0x10", "NaN", "Inf", "1..5", "5000000000000T", "4ki", "١"} {
+		if got, err := ParseBytes(s); err == nil {
+			t.Errorf("%q is %d", s, got)
+		}
+	}
+}
+
+// What is printed is read as nearly the same: three digits are kept.
+func TestBytesRoundTrip(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		b := Bytes(rapid.Uint64Range(0, 1<<50).Draw(t, "bytes"))
+		got, err := ParseBytes(b.String())
+		if err != nil || math.Abs(float64(got)-float64(b)) > 0.06*float64(b) {
+			t.Fatalf("%d printed as %s, read as %d: %v", uint64(b), b, uint64(got), err)
+		}
+	})
+}
+
+func TestCPU(t *testing.T) {
+	for _, tc := range []struct {
+		in   string
+		want CPU
+		text string
+	}{{"2", 2000, "2"}, {"0.5", 500, "0.5"}, {"500m", 500, "0.5"}, {"0", 0, "0"}, {" 1.25 ", 1250, "1.25"}, {"0.0001", 1, "0.001"}, {"64", 64000, "64"}} {
+		got, err := ParseCPU(tc.in)
+		if err != nil || got != tc.want || got.String() != tc.text {
+			t.Errorf("%q: %d %q %v, want %d %q", tc.in, got, got, err, tc.want, tc.text)
+		}
+	}
+	for _, s := range []string{"", "m", "-1", "two", "NaN", "Inf", "-Inf", "1e300", "1 m m"} {
+		if got, err := ParseCPU(s); err == nil {
+			t.Errorf("%q is %d", s, got)
+		}
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		c := CPU(rapid.Uint64Range(0, 1_000_000).Draw(t, "cpu"))
+		if got, err := ParseCPU(c.String()); err != nil || got != c {
+			t.Fatalf("%d printed as %s, read as %d: %v", uint64(c), c, uint64(got), err)
+		}
+	})
+}
+
+func TestDuration(t *testing.T) {
+	for in, want := range map[string]time.Duration{"90s": 90 * time.Second, "1h30m": 90 * time.Minute, "2d": 48 * time.Hour, " 5m ": 5 * time.Minute, "0s": 0} {
+		if got, err := ParseDuration(in); err != nil || got != want {
+			t.Errorf("%q: %v %v, want %v", in, got, err, want)
+		}
+	}
+	for _, s := range []string{"", "5", "-5m", "d", "1.5d", "-1d", "99999999d", "soon"} {
+		if got, err := ParseDuration(s); err == nil {
+			t.Errorf("%q is %v", s, got)
+		}
+	}
+}
+
+func FuzzUnits(f *testing.F) {
+	for _, s := range []string{"4GiB", "0.5", "500m", "2d", "1e9", "NaN", ".", "9999999999999999999999"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if b, err := ParseBytes(s); err == nil && b > 1<<62 {
+			t.Errorf("%q is %d", s, b)
+		}
+		if c, err := ParseCPU(s); err == nil && c > 1e12 {
+			t.Errorf("%q is %d", s, c)
+		}
+		if d, err := ParseDuration(s); err == nil && d < 0 {
+			t.Errorf("%q is %v", s, d)
+		}
+	})
+}

@@ -1,0 +1,72 @@
+package mesh_test
+
+import (
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/balanceai/balance/mesh/meshtest"
+)
+
+// connect returns a connection from node 0 to a port of node 1, both ends.
+func connect(b *testing.B, m *meshtest.Mesh) (client, server net.Conn) {
+	b.Helper()
+	l, err := m.Nodes[1].Listen(9)
+	if err != nil {
+		b.Fatal(err)
+	}
+	accepted := make(chan net.Conn, 1)
+	go func() {
+		c, err := l.Accept()
+		if err == nil {
+			accepted <- c
+		}
+	}()
+	client, err = m.Nodes[0].Dial(b.Context(), m.Node(1), 9)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return client, <-accepted
+}
+
+// BenchmarkRTT is one byte to and fro over TCP.
+func BenchmarkRTT(b *testing.B) {
+	client, server := connect(b, meshtest.New(b, 2))
+	go func() { _, _ = io.Copy(server, server) }()
+	buf := make([]byte, 1)
+	for b.Loop() {
+		if _, err := client.Write(buf); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := io.ReadFull(client, buf); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkThroughput is one TCP stream.
+func BenchmarkThroughput(b *testing.B) {
+	client, server := connect(b, meshtest.New(b, 2))
+	go func() { _, _ = io.Copy(io.Discard, server) }()
+	buf := make([]byte, 128<<10)
+	b.SetBytes(int64(len(buf)))
+	for b.Loop() {
+		if _, err := client.Write(buf); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkFirstContact is from the start of a node that knows a running one
+// to the first byte that comes back from it.
+func BenchmarkFirstContact(b *testing.B) {
+	m := meshtest.New(b, 2)
+	for b.Loop() {
+		b.StopTimer()
+		m.Stop(0)
+		b.StartTimer()
+		m.Start(0)
+		m.MustTalk(0, 1, 10*time.Second)
+	}
+}

@@ -1,0 +1,133 @@
+package mesh
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/balanceai/balance/mesh/identity"
+	"github.com/balanceai/balance/mesh/wire"
+)
+
+// DoorPort is the one TCP port that a joiner reaches, at
+// [identity.MeshID.DoorAddress].
+const DoorPort = 1
+
+// knockFor is how long Knock waits for an answer.
+const knockFor = 5 * time.Second
+
+// Joiner is the holder of an invite, as the door knows it from the log and
+// from the invite's secret.
+type Joiner struct {
+	ID    identity.ID // public half of the invite's signing key
+	WG    identity.WGPublic
+	PSK   [32]byte
+	Until time.Time // the invite's expiry
+}
+
+// joiner is an open door.
+type joiner struct {
+	*peer
+	end *time.Timer
+}
+
+// OpenDoor lets a joiner reach the door until the invite expires or CloseDoor is
+// called. It fails for a key of small order.
+func (n *Node) OpenDoor(j Joiner) error {
+	n.configure.Lock()
+	defer n.configure.Unlock()
+	n.closeDoor(j.ID)
+	open := time.Until(j.Until)
+	if open <= 0 {
+		return nil
+	}
+	p, err := newPeer(n.bind, n.cfg.Keys.WG, j.WG, n.cfg.Mesh.JoinAddress(j.ID))
+	if err != nil {
+		return fmt.Errorf("open door: %w", err)
+	}
+	p.psk = j.PSK
+	n.mu.Lock()
+	n.joiners[j.ID] = &joiner{p, time.AfterFunc(open, func() { n.CloseDoor(j.ID) })}
+	n.mu.Unlock()
+	n.addPeers([]*peer{p})
+	return nil
+}
+
+// CloseDoor makes a joiner a stranger at once.
+func (n *Node) CloseDoor(join identity.ID) {
+	n.configure.Lock()
+	defer n.configure.Unlock()
+	n.closeDoor(join)
+}
+
+func (n *Node) closeDoor(join identity.ID) {
+	n.mu.Lock()
+	j := n.joiners[join]
+	delete(n.joiners, join)
+	n.mu.Unlock()
+	if j != nil {
+		j.end.Stop()
+		n.removePeers([]*peer{j.peer})
+	}
+}
+
+// DoorListener accepts the connections of joiners.
+func (n *Node) DoorListener() (net.Listener, error) {
+	return n.net.ListenTCP(netip.AddrPortFrom(n.door, DoorPort))
+}
+
+// Guest is the holder of an invite at the door.
+type Guest struct {
+	*tunnel
+	door netip.Addr
+}
+
+// Knock asks the door of an invite for an answer, at all the addresses in the
+// invite at once. It fails with [ErrNoAnswer] when none comes within five
+// seconds: a door that does not know the invite, or not any more, is as silent
+// as one that is not there.
+func Knock(ctx context.Context, v *wire.Invite, log *slog.Logger) (*Guest, error) {
+	keys := v.Secret.Keys(v.Mesh)
+	t, err := openTunnel(tunnelConfig{
+		key:    keys.WG,
+		addrs:  []netip.Addr{v.Mesh.JoinAddress(keys.Sign.ID())},
+		log:    log,
+		onPath: func(*peer, Path) {},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("knock: %w", err)
+	}
+	p, err := newPeer(t.bind, keys.WG, v.Door, v.Mesh.DoorAddress())
+	if err != nil {
+		t.close()
+		return nil, fmt.Errorf("knock: %w", err)
+	}
+	p.psk = keys.PSK
+	p.learn(roster, v.Endpoints)
+	t.addPeers([]*peer{p})
+	ctx, cancel := context.WithTimeout(ctx, knockFor)
+	defer cancel()
+	if _, err := p.probe(ctx); err != nil {
+		t.close()
+		return nil, fmt.Errorf("knock: %w", err)
+	}
+	return &Guest{t, p.addr}, nil
+}
+
+// Dial connects to the door's listener.
+func (g *Guest) Dial(ctx context.Context) (net.Conn, error) {
+	c, err := g.net.DialTCP(ctx, g.addr, netip.AddrPortFrom(g.door, DoorPort))
+	if err != nil {
+		return nil, fmt.Errorf("dial the door: %w", err)
+	}
+	return c, nil
+}
+
+// Close ends the guest's connections.
+func (g *Guest) Close() error {
+	g.close()
+	return nil
+}

@@ -1,0 +1,100 @@
+package mesh
+
+import (
+	"bytes"
+	"time"
+)
+
+// Types of WireGuard's messages: the first byte. The three bytes after it are
+// zero. See the protocol's description, https://www.wireguard.com/protocol/.
+const (
+	initiation  = 1 // sender's index at 4
+	response    = 2 // receiver's index at 8
+	cookieReply = 3
+	transport   = 4
+)
+
+// handshakeLife is how long WireGuard waits for the answer to an initiation
+// before it makes a new one.
+const handshakeLife = 5 * time.Second
+
+// precedence is how long an initiation of the peer is refused in favour of our
+// own.
+const precedence = time.Second
+
+// handshakes makes WireGuard's handshake with one peer survive the loss of a
+// datagram, and both ends starting at once. In either case WireGuard itself
+// begins again after five seconds.
+//
+// A lost datagram: the other end ignores an initiation that it has seen, so a
+// repeated one does not bring a lost response back. The last initiation is kept
+// and sent again until it is answered, and the last response is kept and sent
+// again when its initiation comes again.
+//
+// Both at once: each end that answers the other's initiation forgets its own,
+// and no session comes about. So one of the two insists on its own for a while,
+// and neither sends one while WireGuard is about to answer the other's.
+type handshakes struct {
+	first   bool    // of two initiations that cross, ours counts
+	ours    []byte  // initiation without an answer; nil: none
+	made    instant // when WireGuard made it
+	sent    instant // when it was last sent
+	next    instant // when it is due again; 0: never
+	wait    time.Duration
+	their   []byte  // last initiation of the peer that WireGuard saw
+	arrived instant // when
+	reply   []byte  // WireGuard's response to it; nil: none yet
+}
+
+// initiated takes an initiation that WireGuard makes and reports whether to
+// send it now.
+func (h *handshakes) initiated(now instant, msg []byte) bool {
+	h.ours = bytes.Clone(msg)
+	h.made, h.sent, h.wait = now, now, retry
+	h.next = now.add(h.wait)
+	return h.their == nil || h.reply != nil || !h.arrived.within(retry, now)
+}
+
+// again returns the initiation, to be sent once more, if it is still of use.
+func (h *handshakes) again(now instant) []byte {
+	if h.ours == nil {
+		return nil
+	}
+	if !h.made.within(handshakeLife, now) {
+		h.ours, h.next = nil, 0
+		return nil
+	}
+	h.sent, h.wait = now, 2*h.wait
+	h.next = now.add(h.wait)
+	return h.ours
+}
+
+// answered takes a response of the peer.
+func (h *handshakes) answered(msg []byte) {
+	if len(h.ours) >= 8 && len(msg) >= 12 && bytes.Equal(msg[8:12], h.ours[4:8]) {
+		h.ours, h.next = nil, 0
+	}
+}
+
+// arrives takes an initiation of the peer and reports whether WireGuard is to
+// see it. If not, there may be a message to send: the response that WireGuard
+// has made already, or our own initiation, which the peer seems to have missed.
+func (h *handshakes) arrives(now instant, msg []byte) (pass bool, send []byte) {
+	switch {
+	case h.reply != nil && bytes.Equal(msg, h.their):
+		return false, h.reply
+	case h.first && h.ours != nil && h.made.within(precedence, now):
+		return false, h.again(now)
+	}
+	h.their, h.arrived, h.reply = bytes.Clone(msg), now, nil
+	return true, nil
+}
+
+// responded takes a response that WireGuard sends, which has forgotten its own
+// initiation by that.
+func (h *handshakes) responded(msg []byte) {
+	h.ours, h.next = nil, 0
+	if len(h.their) >= 8 && len(msg) >= 12 && bytes.Equal(msg[8:12], h.their[4:8]) {
+		h.reply = bytes.Clone(msg)
+	}
+}

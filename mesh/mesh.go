@@ -1,0 +1,276 @@
+// Package mesh is a private network between nodes: who is given a roster of
+// peers can listen, and dial each of them by identity, over whatever UDP path
+// works at the moment.
+//
+// Every packet travels in WireGuard, whose protocol and implementation are
+// untouched. It runs over one UDP port, under a network stack inside this
+// process, so that it needs no root and no other program sees it. Each node has
+// one IPv6 address in the overlay, computed from its identity; WireGuard makes
+// the source address of whatever arrives authentic, and [Node.Who] turns it back
+// into an identity.
+//
+// What a node promises:
+//   - Who is not in the roster, and is no expected joiner, gets no byte in
+//     answer to anything, and cannot tell that the node exists. A peer that
+//     leaves the roster is such a stranger at once.
+//   - Addresses of peers are rumours. One is used after it has answered a probe
+//     that only the peer can answer, and a path is changed by nothing else.
+//   - A first contact takes two round trips, and a lost datagram delays it by a
+//     fraction of a second.
+//   - A joiner, the holder of an invite, reaches one port of the door and
+//     nothing else.
+//
+// Package trust decides who belongs; package member tells who is alive.
+package mesh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+
+	"github.com/balanceai/balance/mesh/identity"
+	"github.com/balanceai/balance/mesh/netstack"
+)
+
+// mtu is the largest packet in the overlay, in bytes: what IPv6 demands of every
+// network, so that the tunnel's datagrams pass wherever IPv6 and most tunnels do.
+const mtu = 1280
+
+// Config says what a node is.
+type Config struct {
+	Keys identity.Keys
+	Mesh identity.MeshID
+	// Listen is the UDP port of the host. Port 0 is any free one, an
+	// unspecified address is all of the host's, of IPv4 and IPv6.
+	Listen netip.AddrPort
+	Log    *slog.Logger
+	// OnPath is told when the path to a member appears, moves to another
+	// address or is lost. It is called from one goroutine, may be nil, may
+	// block shortly, and must not close the node.
+	OnPath func(identity.ID, Path)
+}
+
+// Peer is a member to be reached.
+type Peer struct {
+	ID    identity.ID
+	WG    identity.WGPublic // zero: not known yet, and so not reachable
+	Addrs []netip.AddrPort  // stored UDP addresses; eight are used
+}
+
+// ErrUnknownPeer means that an identity is not in the roster.
+var ErrUnknownPeer = errors.New("no such peer in the roster")
+
+// Node is a node's end of the mesh. Its methods are safe for concurrent use.
+type Node struct {
+	*tunnel
+	cfg  Config
+	self identity.ID
+	door netip.Addr
+
+	mu      sync.RWMutex
+	members map[identity.ID]*peer
+	byAddr  map[netip.Addr]identity.ID
+	joiners map[identity.ID]*joiner
+}
+
+// Open starts a node, which is up when it returns.
+func Open(cfg Config) (*Node, error) {
+	self := cfg.Keys.Identity.ID()
+	n := &Node{
+		cfg:     cfg,
+		self:    self,
+		door:    cfg.Mesh.DoorAddress(),
+		members: map[identity.ID]*peer{},
+		byAddr:  map[netip.Addr]identity.ID{},
+		joiners: map[identity.ID]*joiner{},
+	}
+	n.byAddr[cfg.Mesh.Address(self)] = self
+	var err error
+	n.tunnel, err = openTunnel(tunnelConfig{
+		key:    cfg.Keys.WG,
+		listen: cfg.Listen,
+		addrs:  []netip.Addr{cfg.Mesh.Address(self), n.door},
+		accept: n.accept,
+		log:    cfg.Log,
+		onPath: n.onPath,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// Close takes the node out of the network: listeners and connections fail. It
+// waits until nothing of the node runs.
+func (n *Node) Close() error {
+	n.mu.Lock()
+	for _, j := range n.joiners {
+		j.end.Stop()
+	}
+	n.mu.Unlock()
+	n.tunnel.close()
+	return nil
+}
+
+// accept is the filter of what arrives from WireGuard: a joiner reaches the
+// door's one port, and nobody else does.
+func (n *Node) accept(p netstack.Packet) bool {
+	if n.cfg.Mesh.IsJoiner(p.Src) {
+		return p.Proto == netstack.TCP && p.Dst == n.door && p.DstPort == DoorPort
+	}
+	return p.Dst != n.door
+}
+
+func (n *Node) onPath(p *peer, path Path) {
+	if n.cfg.OnPath != nil && !p.id.IsZero() {
+		n.cfg.OnPath(p.id, path)
+	}
+}
+
+// Port returns the UDP port of the host.
+func (n *Node) Port() uint16 { return n.bind.port() }
+
+// Address returns the node's address in the overlay.
+func (n *Node) Address() netip.Addr { return n.addr }
+
+// SetPeers makes list the roster. Who is not in it any more loses its session
+// at once; who has another WireGuard key gets a new one. Of two members with one
+// WireGuard key the first counts.
+func (n *Node) SetPeers(list []Peer) {
+	n.configure.Lock()
+	defer n.configure.Unlock()
+	want := map[identity.ID]Peer{}
+	keys := map[identity.WGPublic]bool{n.cfg.Keys.WG.Public(): true, {}: true}
+	for _, m := range list {
+		if m.ID == n.self || keys[m.WG] {
+			continue
+		}
+		keys[m.WG] = true
+		want[m.ID] = m
+	}
+	n.removeMembers(want)
+	var added []*peer
+	for id, m := range want {
+		p := n.member(id)
+		if p == nil {
+			var err error
+			if p, err = n.newMember(m); err != nil {
+				n.log.Warn("peer ignored", "peer", id.Short(), "error", err)
+				continue
+			}
+			added = append(added, p)
+		}
+		p.learn(roster, m.Addrs)
+	}
+	n.addPeers(added)
+}
+
+// removeMembers removes the members that are not in want, or have another key
+// there.
+func (n *Node) removeMembers(want map[identity.ID]Peer) {
+	var gone []*peer
+	n.mu.Lock()
+	for id, p := range n.members {
+		if m, ok := want[id]; !ok || m.WG != p.key {
+			gone = append(gone, p)
+			delete(n.members, id)
+			delete(n.byAddr, p.addr)
+		}
+	}
+	n.mu.Unlock()
+	n.removePeers(gone)
+}
+
+func (n *Node) newMember(m Peer) (*peer, error) {
+	p, err := newPeer(n.bind, n.cfg.Keys.WG, m.WG, n.cfg.Mesh.Address(m.ID))
+	if err != nil {
+		return nil, err
+	}
+	p.id = m.ID
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.members[m.ID] = p
+	n.byAddr[p.addr] = m.ID
+	return p, nil
+}
+
+// member returns a peer of the roster, or nil.
+func (n *Node) member(id identity.ID) *peer {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return n.members[id]
+}
+
+// AddAddrs adds addresses at which a member may be: rumours, which are tried
+// and never trusted. The newest eight are kept. Those of unknown peers are
+// dropped.
+func (n *Node) AddAddrs(id identity.ID, addrs ...netip.AddrPort) {
+	if p := n.member(id); p != nil {
+		p.learn(rumour, addrs)
+	}
+}
+
+// Listen listens on a TCP port of the node's overlay address. Connections come
+// from members alone; their remote address is a *net.TCPAddr of the overlay.
+func (n *Node) Listen(port uint16) (net.Listener, error) {
+	return n.net.ListenTCP(netip.AddrPortFrom(n.addr, port))
+}
+
+// ListenPacket opens a UDP port of the node's overlay address.
+func (n *Node) ListenPacket(port uint16) (net.PacketConn, error) {
+	return n.net.ListenUDP(netip.AddrPortFrom(n.addr, port))
+}
+
+// Dial connects to a TCP port of a member, or of the node itself.
+func (n *Node) Dial(ctx context.Context, id identity.ID, port uint16) (net.Conn, error) {
+	addr := n.addr
+	if id != n.self {
+		p := n.member(id)
+		if p == nil {
+			return nil, fmt.Errorf("dial %s: %w", id.Short(), ErrUnknownPeer)
+		}
+		addr = p.addr
+	}
+	c, err := n.net.DialTCP(ctx, n.addr, netip.AddrPortFrom(addr, port))
+	if err != nil {
+		return nil, fmt.Errorf("dial %s: %w", id.Short(), err)
+	}
+	return c, nil
+}
+
+// Who returns the member, or the node itself, that an overlay address belongs
+// to.
+func (n *Node) Who(addr netip.Addr) (identity.ID, bool) {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	id, ok := n.byAddr[addr]
+	return id, ok
+}
+
+// Path returns how packets reach a member: the path in use or used last. It is
+// [None] while no address has answered.
+func (n *Node) Path(id identity.ID) Path {
+	if p := n.member(id); p != nil {
+		return p.path()
+	}
+	return Path{}
+}
+
+// Ping asks a member for a sign of life and repeats that until it answers or
+// ctx ends; then the error is [ErrNoAnswer]. RTT is the time of this one round
+// trip.
+func (n *Node) Ping(ctx context.Context, id identity.ID) (Path, error) {
+	p := n.member(id)
+	if p == nil {
+		return Path{}, fmt.Errorf("ping %s: %w", id.Short(), ErrUnknownPeer)
+	}
+	path, err := p.probe(ctx)
+	if err != nil {
+		return Path{}, fmt.Errorf("ping %s: %w", id.Short(), err)
+	}
+	return path, nil
+}

@@ -1,0 +1,189 @@
+package mesh
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync"
+
+	"golang.zx2c4.com/wireguard/device"
+
+	"github.com/balanceai/balance/mesh/identity"
+	"github.com/balanceai/balance/mesh/netstack"
+)
+
+// tunnel is what a node and a guest have in common: WireGuard between a UDP
+// port and a network stack.
+type tunnel struct {
+	addr   netip.Addr // in the overlay
+	log    *slog.Logger
+	net    *netstack.Net
+	bind   *bind
+	dev    *device.Device
+	local  *localNet
+	onPath func(*peer, Path)
+
+	configure sync.Mutex // held while the set of WireGuard's peers changes
+
+	newsMu sync.Mutex
+	news   map[*peer]bool // those with something to report
+	ready  chan struct{}  // there is some
+	done   chan struct{}
+	once   sync.Once // closes done
+	watch  sync.WaitGroup
+}
+
+type tunnelConfig struct {
+	key    identity.WGKey
+	listen netip.AddrPort
+	addrs  []netip.Addr // in the overlay; the first is the tunnel's own
+	accept func(netstack.Packet) bool
+	log    *slog.Logger
+	onPath func(*peer, Path)
+}
+
+func openTunnel(cfg tunnelConfig) (*tunnel, error) {
+	t := &tunnel{
+		addr: cfg.addrs[0], log: cfg.log, local: readLocalNet(), onPath: cfg.onPath,
+		news: map[*peer]bool{}, ready: make(chan struct{}, 1), done: make(chan struct{}),
+	}
+	var err error
+	if t.bind, err = newBind(cfg.listen, t.local.kind, t.report); err != nil {
+		return nil, err
+	}
+	if t.net, err = netstack.New(netstack.Config{Addrs: cfg.addrs, MTU: mtu, Accept: cfg.accept}); err != nil {
+		t.bind.shut()
+		return nil, err
+	}
+	t.dev = device.NewDevice(t.net.Device(), t.bind, wireguardLog(cfg.log))
+	// With this, the endpoint that a peer is configured with stays.
+	t.dev.DisableSomeRoamingForBrokenMobileSemantics()
+	if err = t.dev.IpcSet("private_key=" + cfg.key.SecretHex() + "\n"); err == nil {
+		err = t.dev.Up()
+	}
+	if err != nil {
+		t.dev.Close()
+		t.bind.shut()
+		return nil, fmt.Errorf("start WireGuard: %w", err)
+	}
+	t.watch.Go(t.follow)
+	return t, nil
+}
+
+// wireguardLog returns the log for WireGuard: what it calls errors are lost
+// datagrams and the like, of use to who debugs.
+func wireguardLog(log *slog.Logger) *device.Logger {
+	l := &device.Logger{Verbosef: device.DiscardLogf, Errorf: device.DiscardLogf}
+	if log.Enabled(context.Background(), slog.LevelDebug) {
+		l.Errorf = func(format string, args ...any) {
+			log.Debug("wireguard", "message", fmt.Sprintf(format, args...))
+		}
+	}
+	return l
+}
+
+func (t *tunnel) close() {
+	t.once.Do(func() { close(t.done) })
+	t.watch.Wait()
+	t.bind.mu.Lock()
+	var peers []*peer
+	for _, p := range t.bind.byKey {
+		peers = append(peers, p)
+	}
+	t.bind.mu.Unlock()
+	for _, p := range peers {
+		t.bind.remove(p)
+	}
+	t.dev.Close()
+}
+
+// report enters a peer that has something to report.
+func (t *tunnel) report(p *peer) {
+	t.newsMu.Lock()
+	t.news[p] = true
+	t.newsMu.Unlock()
+	select {
+	case t.ready <- struct{}{}:
+	default:
+	}
+}
+
+// follow renews peers that restarted and passes reports on, until the tunnel
+// closes.
+func (t *tunnel) follow() {
+	for {
+		select {
+		case <-t.done:
+			return
+		case <-t.ready:
+		}
+		t.newsMu.Lock()
+		news := t.news
+		t.news = map[*peer]bool{}
+		t.newsMu.Unlock()
+		for p := range news {
+			path, changed, restarted := p.report()
+			if restarted {
+				t.renew(p)
+			}
+			if changed {
+				t.onPath(p, path)
+			}
+		}
+	}
+}
+
+// addPeers makes peers known to the bind and to WireGuard. The caller holds
+// configure.
+func (t *tunnel) addPeers(list []*peer) {
+	var conf strings.Builder
+	for _, p := range list {
+		t.bind.add(p)
+		describe(&conf, p)
+	}
+	t.set(conf.String())
+}
+
+// removePeers makes them strangers. The caller holds configure.
+func (t *tunnel) removePeers(list []*peer) {
+	for _, p := range list {
+		t.bind.remove(p)
+		t.dev.RemovePeer(device.NoisePublicKey(p.key))
+	}
+}
+
+// renew makes WireGuard's peer anew, without the sessions and the last time
+// stamp, and opens a session.
+func (t *tunnel) renew(p *peer) {
+	t.configure.Lock()
+	defer t.configure.Unlock()
+	if !t.bind.has(p) {
+		return
+	}
+	t.dev.RemovePeer(device.NoisePublicKey(p.key))
+	var conf strings.Builder
+	describe(&conf, p)
+	t.set(conf.String())
+	p.renewed()
+	if wg := t.dev.LookupPeer(device.NoisePublicKey(p.key)); wg != nil {
+		_ = wg.SendHandshakeInitiation(false)
+	}
+}
+
+// describe writes a peer in WireGuard's configuration protocol,
+// https://www.wireguard.com/xplatform/#configuration-protocol.
+func describe(w *strings.Builder, p *peer) {
+	fmt.Fprintf(w, "public_key=%s\n", p.key.Hex())
+	if p.psk != [32]byte{} {
+		fmt.Fprintf(w, "preshared_key=%x\n", p.psk)
+	}
+	fmt.Fprintf(w, "endpoint=%s\nallowed_ip=%s/128\n", p.key.Hex(), p.addr)
+}
+
+func (t *tunnel) set(conf string) {
+	if err := t.dev.IpcSet(conf); err != nil { // its lines were made here
+		t.log.Error("configure WireGuard", "error", err)
+	}
+}

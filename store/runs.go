@@ -1,0 +1,219 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/balanceai/balance/exec/task"
+)
+
+// runsVersion is raised when [task.Fold] or the table runs changes meaning: the
+// next Open then folds all runs anew.
+const runsVersion = 1
+
+// RunFilter selects runs. Its zero value selects all.
+type RunFilter struct {
+	Limit  int  // of the newest; 0 is no limit
+	Active bool // those that are not final
+	Own    bool // those that this node submitted
+}
+
+// Runs returns runs, those submitted last first.
+func (s *Store) Runs(ctx context.Context, f RunFilter) ([]task.Status, error) {
+	statement := `SELECT status FROM runs`
+	var where []string
+	if f.Active {
+		where = append(where, `final = 0`)
+	}
+	if f.Own {
+		where = append(where, `own = 1`)
+	}
+	if len(where) > 0 {
+		statement += ` WHERE ` + strings.Join(where, ` AND `)
+	}
+	limit := f.Limit
+	if limit == 0 {
+		limit = -1
+	}
+	out, err := statuses(ctx, s.readers, statement+` ORDER BY submitted DESC, id LIMIT ?`, limit)
+	return out, s.explain("read runs from", err)
+}
+
+// Run returns the state of one run, or [ErrNotFound].
+func (s *Store) Run(ctx context.Context, id string) (task.Status, error) {
+	found, err := statuses(ctx, s.readers, `SELECT status FROM runs WHERE id = ?`, id)
+	if err != nil {
+		return task.Status{}, s.explain("read run from", err)
+	}
+	if len(found) == 0 {
+		return task.Status{}, fmt.Errorf("run %s: %w", id, ErrNotFound)
+	}
+	return found[0], nil
+}
+
+func statuses(ctx context.Context, q querier, statement string, args ...any) ([]task.Status, error) {
+	rows, err := q.QueryContext(ctx, statement, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var out []task.Status
+	for rows.Next() {
+		var text []byte
+		if err := rows.Scan(&text); err != nil {
+			return nil, err
+		}
+		var st task.Status
+		if err := json.Unmarshal(text, &st); err != nil {
+			return nil, unexpected("state of a run: %v", err)
+		}
+		out = append(out, st)
+	}
+	return out, rows.Err()
+}
+
+// LastRun is the name under which [Store.FindRun] finds the run that this node
+// submitted last.
+const LastRun = "@last"
+
+// Limits of [Store.FindRun].
+const (
+	minPrefix     = 3
+	maxCandidates = 10
+)
+
+// AmbiguousError says that the beginning of an id fits several runs.
+type AmbiguousError struct {
+	Prefix     string
+	Candidates []string // the first of them
+}
+
+func (e *AmbiguousError) Error() string {
+	return fmt.Sprintf("%q fits several runs: %s", e.Prefix, strings.Join(e.Candidates, ", "))
+}
+
+// FindRun returns the id that begins with prefix, with or without "r-", or that
+// [LastRun] stands for. The error is [ErrNotFound] or an [*AmbiguousError].
+func (s *Store) FindRun(ctx context.Context, prefix string) (string, error) {
+	if prefix == LastRun {
+		found, err := s.Runs(ctx, RunFilter{Limit: 1, Own: true})
+		if err == nil && len(found) == 0 {
+			err = fmt.Errorf("run %s: this node has submitted none: %w", prefix, ErrNotFound)
+		}
+		if err != nil {
+			return "", err
+		}
+		return found[0].ID, nil
+	}
+	rest := strings.TrimPrefix(strings.ToLower(prefix), "r-")
+	if len(rest) < minPrefix {
+		return "", fmt.Errorf("run %q: give at least %d characters of its id: %w", prefix, minPrefix, ErrNotFound)
+	}
+	from := "r-" + rest
+	ids, err := s.ids(ctx, from, from+"\x7f") // ids are ASCII
+	switch {
+	case err != nil:
+		return "", s.explain("find run in", err)
+	case len(ids) == 0:
+		return "", fmt.Errorf("run %q: %w", prefix, ErrNotFound)
+	case len(ids) > 1:
+		return "", &AmbiguousError{prefix, ids}
+	}
+	return ids[0], nil
+}
+
+func (s *Store) ids(ctx context.Context, from, to string) (ids []string, err error) {
+	rows, err := s.readers.QueryContext(ctx, `SELECT id FROM runs WHERE id >= ? AND id < ? ORDER BY id LIMIT ?`, from, to, maxCandidates)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var id string
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		ids = append(ids, id)
+	}
+	return ids, rows.Err()
+}
+
+// project brings the projection of the runs whose entries a transaction stored
+// up to date.
+func (s *Store) project(t *tx) error {
+	var topics []string
+	for _, e := range t.fresh {
+		if task.ValidID(e.Topic) && !slices.Contains(topics, e.Topic) {
+			topics = append(topics, e.Topic)
+		}
+	}
+	for _, run := range topics {
+		if err := s.fold(t, run); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fold stores what the entries of a run add up to. While they do not add up,
+// because the submitter's are not here yet or one is nonsense, what was stored
+// before stays.
+func (s *Store) fold(t *tx, run string) error {
+	list, err := entries(context.Background(), t, run)
+	if err != nil {
+		return err
+	}
+	st, err := task.Fold(run, list)
+	if err != nil {
+		return nil //nolint:nilerr // see above
+	}
+	text, err := json.Marshal(st)
+	if err != nil {
+		return fmt.Errorf("run %s: %w", run, err)
+	}
+	return t.exec(`
+		INSERT INTO runs (id, submitted, own, final, status) VALUES (?, ?, ?, ?, ?)
+		ON CONFLICT (id) DO UPDATE SET submitted = excluded.submitted, own = excluded.own, final = excluded.final, status = excluded.status`,
+		run, st.Submitted.UnixMilli(), st.Submitter == s.self, st.State.Final(), string(text))
+}
+
+// refold makes the projection anew where an older version of the program made
+// it.
+func (s *Store) refold(t *tx) error {
+	var version int
+	if _, err := meta(context.Background(), t, metaRuns, &version); err != nil || version == runsVersion {
+		return err
+	}
+	if err := t.exec(`DELETE FROM runs`); err != nil {
+		return err
+	}
+	topics, err := runTopics(t)
+	if err != nil {
+		return err
+	}
+	for _, run := range topics {
+		if err := s.fold(t, run); err != nil {
+			return err
+		}
+	}
+	return t.setMeta(metaRuns, runsVersion)
+}
+
+func runTopics(t *tx) (topics []string, err error) {
+	rows, err := t.QueryContext(context.Background(), `SELECT DISTINCT topic FROM entries WHERE topic LIKE 'r-%'`)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var topic string
+		if err := rows.Scan(&topic); err != nil {
+			return nil, err
+		}
+		topics = append(topics, topic)
+	}
+	return topics, rows.Err()
+}
