@@ -1,0 +1,45 @@
+# Balance. Two commands do all the set-up: make demo, make test.
+
+GO        ?= go
+GOTOOL    := $(GO) tool -modfile=.tools/go.mod
+VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS   := -s -w -X main.version=$(VERSION)
+FUZZTIME  ?= 20s
+# The bindings of NVIDIA's library mention functions that it has deprecated.
+export CGO_CFLAGS := -O2 -g -Wno-deprecated-declarations
+
+.PHONY: build demo check test race e2e bench fuzz clean
+
+build: ## the program: ./balance
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o balance ./cmd/balance
+
+demo: build ## three nodes on this machine, one run from end to end
+	./balance demo
+
+test: ## all tests that need no root and no other program
+	$(GO) test ./...
+
+race: ## the same under the race detector
+	$(GO) test -race ./...
+
+check: ## format, vet, lint, layers, other systems, tidy modules
+	@fmt=$$($(GOTOOL) gofumpt -l cmd mesh discovery exec store tui examples); test -z "$$fmt" || { echo "gofumpt would change: $$fmt"; exit 1; }
+	$(GO) vet ./...
+	GOARCH=arm64 CGO_ENABLED=0 $(GO) vet $$(sh .tools/portable.sh)
+	GOOS=darwin CGO_ENABLED=0 $(GO) vet $$(sh .tools/portable.sh)
+	$(GOTOOL) golangci-lint run ./...
+	$(GO) test -run 'TestLayers' ./cmd/balance
+	$(GO) mod tidy -diff
+	@for f in $$(git ls-files '*.sh' .ci/run); do bash -n "$$f" || exit 1; done
+
+e2e: build ## the real program, several nodes at a time, in network namespaces too (root)
+	BALANCE_REQUIRE=1 BALANCE_E2E=1 $(GO) test -count=1 -timeout 20m ./cmd/balance ./discovery ./mesh/...
+
+bench: build ## figures, beside what they are compared with
+	$(GO) run ./cmd/bench
+
+fuzz: ## each fuzz target for FUZZTIME
+	@sh .tools/fuzz.sh $(FUZZTIME)
+
+clean:
+	rm -f balance

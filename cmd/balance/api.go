@@ -1,0 +1,180 @@
+package main
+
+import (
+	"time"
+
+	"github.com/balanceai/balance/exec/fleet"
+	"github.com/balanceai/balance/exec/task"
+	"github.com/balanceai/balance/mesh/identity"
+	"github.com/balanceai/balance/mesh/wire"
+)
+
+// What the local API answers and what --json prints. The names are stable;
+// docs/json.md describes them.
+
+// statusReply is the answer of GET /v1/status.
+type statusReply struct {
+	Running    bool        `json:"running"`
+	PID        int         `json:"pid,omitempty"`
+	Version    string      `json:"version"`
+	Home       string      `json:"home"`
+	Mesh       string      `json:"mesh,omitempty"`
+	MeshID     string      `json:"mesh_id,omitempty"`
+	Name       string      `json:"name,omitempty"`
+	ID         identity.ID `json:"id,omitzero"`
+	Owner      string      `json:"owner,omitempty"`
+	Role       string      `json:"role,omitempty"`
+	Address    string      `json:"address,omitempty"`
+	Port       int         `json:"port,omitempty"` // UDP
+	Since      time.Time   `json:"since,omitzero"`
+	Members    int         `json:"members,omitempty"`
+	Up         int         `json:"up,omitempty"`
+	Offers     bool        `json:"offers"`
+	DNS        string      `json:"dns,omitempty"`
+	RulesError string      `json:"rules_error,omitempty"` // rules.yaml as it is now is not in force
+}
+
+// nodeRow is one element of the answer of GET /v1/nodes.
+type nodeRow struct {
+	Name    string      `json:"name"`
+	ID      identity.ID `json:"id"`
+	Owner   string      `json:"owner"`
+	Address string      `json:"address"`
+	State   string      `json:"state"`
+	Path    string      `json:"path"`
+	RTTMS   *float64    `json:"rtt_ms"`
+	Addr    string      `json:"endpoint,omitempty"`
+	Self    bool        `json:"self"`
+	Offers  bool        `json:"offers"`
+	GPUs    []string    `json:"gpus"`
+	Runs    int         `json:"runs"`
+}
+
+func nodeRows(nodes []fleet.Node) []nodeRow {
+	rows := make([]nodeRow, 0, len(nodes))
+	for _, n := range nodes {
+		r := nodeRow{Name: n.Name, ID: n.ID, Owner: n.Owner, Address: n.Address, State: n.State, Path: n.Path.Kind, Addr: n.Path.Addr, Self: n.Self, GPUs: []string{}}
+		if n.Path.RTT > 0 {
+			ms := millis(n.Path.RTT)
+			r.RTTMS = &ms
+		}
+		if n.Offer != nil {
+			r.Offers = n.Offer.Terms.Offers
+			for _, g := range n.Offer.GPUs {
+				r.GPUs = append(r.GPUs, g.Model)
+			}
+		}
+		if n.Live != nil {
+			r.Runs = n.Live.Runs
+		}
+		rows = append(rows, r)
+	}
+	return rows
+}
+
+// millis rounds to a microsecond, so that JSON stays readable.
+func millis(d time.Duration) float64 {
+	return float64(d.Round(time.Microsecond)) / float64(time.Millisecond)
+}
+
+// fleetReply is one line of GET /v1/fleet: the whole picture, each second.
+type fleetReply struct {
+	Mesh  string       `json:"mesh"`
+	Self  identity.ID  `json:"self"`
+	Nodes []fleet.Node `json:"nodes"`
+}
+
+// pingReply is one line of POST /v1/nodes/{node}/ping.
+type pingReply struct {
+	Node  string  `json:"node"`
+	Path  string  `json:"path"`
+	Addr  string  `json:"endpoint,omitempty"`
+	RTTMS float64 `json:"rtt_ms"`
+	Error string  `json:"error,omitempty"`
+}
+
+// offerReply is the answer of GET /v1/offer.
+type offerReply struct {
+	Node  string       `json:"node"`
+	Rules string       `json:"rules"` // path of the file that the owner edits
+	Offer *fleet.Offer `json:"offer"`
+	Live  *fleet.Live  `json:"live"`
+	Error string       `json:"rules_error,omitempty"`
+}
+
+// inviteRequest is the body of POST /v1/invites.
+type inviteRequest struct {
+	Owner string        `json:"owner,omitempty"` // empty: the node's own
+	Admin bool          `json:"admin,omitempty"`
+	TTL   time.Duration `json:"ttl_ns,omitempty"`
+}
+
+// inviteReply is the answer.
+type inviteReply struct {
+	Invite    string    `json:"invite"`
+	Mesh      string    `json:"mesh"`
+	Owner     string    `json:"owner"`
+	Expires   time.Time `json:"expires"`
+	Endpoints []string  `json:"endpoints"`
+}
+
+// runReply is the answer of POST /v1/runs without following.
+type runReply struct {
+	Run string `json:"run"`
+}
+
+// inspectReply is the answer of GET /v1/runs/{run}.
+type inspectReply struct {
+	task.Status
+
+	Spec    *task.Spec    `json:"spec,omitempty"`
+	Entries []ledgerEntry `json:"entries"`
+}
+
+// whyAttempt is one element of the answer of GET /v1/runs/{run}/why.
+type whyAttempt struct {
+	Attempt int           `json:"attempt"`
+	Node    string        `json:"node"`
+	Ranking task.Ranking  `json:"ranking"`
+	More    int           `json:"more,omitempty"`    // machines left out of the record
+	Refused []task.Reason `json:"refused,omitempty"` // why the machine did not take it
+}
+
+// ledgerEntry is one entry as people and scripts see it.
+type ledgerEntry struct {
+	Topic   string      `json:"topic"`
+	Author  string      `json:"author"` // name, or the short id of who is no member
+	ID      identity.ID `json:"author_id"`
+	Segment uint64      `json:"segment"`
+	Seq     uint64      `json:"seq"`
+	Kind    string      `json:"kind"`
+	Time    time.Time   `json:"time"`
+	Hash    wire.Hash   `json:"hash"`
+	Summary string      `json:"summary"`
+}
+
+// verifyReply is the answer of GET /v1/ledger/verify.
+type verifyReply struct {
+	OK      bool      `json:"ok"`
+	Entries int       `json:"entries"`
+	Topics  int       `json:"topics"`
+	Bad     *badEntry `json:"bad,omitempty"`
+}
+
+type badEntry struct {
+	Topic   string `json:"topic"`
+	Author  string `json:"author"`
+	Segment uint64 `json:"segment"`
+	Seq     uint64 `json:"seq"`
+	Why     string `json:"why"`
+}
+
+// serviceRow is one element of the answer of GET /v1/services.
+type serviceRow struct {
+	Instance string   `json:"instance"`
+	Type     string   `json:"type"`
+	Node     string   `json:"node"`
+	Address  string   `json:"address"`
+	Port     uint16   `json:"port"`
+	Text     []string `json:"text"`
+}

@@ -1,0 +1,304 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/balanceai/balance/exec/blob"
+	"github.com/balanceai/balance/exec/fleet"
+	"github.com/balanceai/balance/exec/remote"
+	"github.com/balanceai/balance/exec/run"
+	"github.com/balanceai/balance/exec/task"
+	"github.com/balanceai/balance/mesh"
+	"github.com/balanceai/balance/mesh/identity"
+	"github.com/balanceai/balance/mesh/wire"
+	"github.com/balanceai/balance/store"
+	"github.com/balanceai/balance/store/replica"
+)
+
+// newPeerClient returns the client for other nodes: the host of a URL is a
+// node's id, and the mesh is what authenticates it.
+func newPeerClient(node *mesh.Node) *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
+			host, _, err := net.SplitHostPort(addr)
+			if err != nil {
+				return nil, err
+			}
+			id, err := identity.ParseID(host)
+			if err != nil {
+				return nil, err
+			}
+			ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+			defer cancel()
+			return node.Dial(ctx, id, apiPort)
+		},
+		MaxIdleConnsPerHost: 64,
+		IdleConnTimeout:     5 * time.Minute,
+		DisableCompression:  true,
+	}}
+}
+
+// peerAPI is what this node answers other members, on its overlay address
+// alone.
+type peerAPI struct {
+	self    identity.ID
+	node    *mesh.Node
+	db      *store.Store
+	who     *roster
+	blobs   *blob.Store
+	runner  *run.Runner
+	sampler *fleet.Sampler
+	replica *replica.Replica
+	log     *slog.Logger
+
+	grants blobGrants
+}
+
+// caller is the member at the other end of the tunnel.
+func (p *peerAPI) caller(r *http.Request) (identity.ID, bool) {
+	ap, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return identity.ID{}, false
+	}
+	return p.node.Who(ap.Addr())
+}
+
+// serve answers until ctx ends.
+func (p *peerAPI) serve(ctx context.Context, group *errgroup.Group) error {
+	ln, err := p.node.Listen(apiPort)
+	if err != nil {
+		return err
+	}
+	tasks := &remote.Server{
+		Self: p.self, Runner: p.runner, Caller: p.caller, Allowed: p.allowed,
+		Submitted: func(ctx context.Context, run string, by identity.ID) bool {
+			from, err := p.runner.Submitter(ctx, run)
+			return err == nil && from == by
+		},
+		Blob: func(h wire.Hash) (io.ReadSeekCloser, error) { return p.blobs.Open(h) },
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/v1/runs/", tasks.Handler())
+	mux.Handle("/v1/blobs/", tasks.Handler())
+	mux.Handle("/v1/ledger/", p.replica.Handler())
+	mux.HandleFunc("GET /v1/samples", p.samples)
+	serveHTTP(ctx, group, ln, p.membersOnly(mux), p.log)
+	return nil
+}
+
+// membersOnly lets nobody in who is not a member, and no browser: identity
+// comes before routing.
+func (p *peerAPI) membersOnly(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, ok := p.caller(r); !ok || r.Header.Get("Origin") != "" || r.Host != p.self.String() {
+			w.WriteHeader(http.StatusNotFound)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// serveHTTP serves a listener until ctx ends. Streams end with it.
+func serveHTTP(ctx context.Context, group *errgroup.Group, ln net.Listener, h http.Handler, log *slog.Logger) {
+	srv := &http.Server{
+		Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 5 * time.Minute, MaxHeaderBytes: 16 << 10,
+		BaseContext: func(net.Listener) context.Context { return ctx },
+		ErrorLog:    slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	group.Go(func() error {
+		err := srv.Serve(ln)
+		if ctx.Err() != nil || errors.Is(err, http.ErrServerClosed) {
+			return nil
+		}
+		return err
+	})
+	group.Go(func() error {
+		<-ctx.Done()
+		// Answers in flight get a moment; what streams has ended with ctx.
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		defer cancel()
+		if err := srv.Shutdown(grace); err != nil {
+			return srv.Close()
+		}
+		return nil
+	})
+}
+
+// samples streams this machine's measurements, one a second, to a member that
+// watches.
+func (p *peerAPI) samples(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	out := http.NewResponseController(w)
+	enc := json.NewEncoder(w)
+	_ = p.sampler.Watch(r.Context(), func(s fleet.Sample) error { // ends with the watcher
+		if err := out.SetWriteDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			return err
+		}
+		return errors.Join(enc.Encode(s), out.Flush())
+	})
+}
+
+// newReplica returns what keeps the ledger in agreement with the others.
+func newReplica(p *peerAPI, peers *http.Client, view *fleet.View) *replica.Replica {
+	return replica.New(replica.Config{
+		Self: p.self, Ledger: p.db, Client: peers, Log: p.log, Caller: p.caller, Gate: p.gate, Admit: p.admit,
+		Live: func() (ids []identity.ID) {
+			nodes, _ := view.Snapshot()
+			for _, n := range nodes {
+				if !n.Self && n.State == fleet.Up {
+					ids = append(ids, n.ID)
+				}
+			}
+			return ids
+		},
+		Alarm: func(peer identity.ID, err error) {
+			p.log.Warn("a member sent what cannot be believed", "node", p.who.name(peer), "error", err)
+		},
+	})
+}
+
+// parties returns the two nodes that a run's topic concerns.
+func (p *peerAPI) parties(ctx context.Context, topic string) []identity.ID {
+	s, err := p.db.Run(ctx, topic)
+	if err != nil {
+		return nil
+	}
+	return []identity.ID{s.Submitter, s.NodeID}
+}
+
+// gate says who may read and write a topic: every member that of the mesh, its
+// two parties that of a run.
+func (p *peerAPI) gate(peer identity.ID, topic string) bool {
+	if topic == wire.TopicMesh {
+		_, ok := p.who.now().Members[peer]
+		return ok
+	}
+	return slices.Contains(p.parties(context.Background(), topic), peer)
+}
+
+func (p *peerAPI) admit(ctx context.Context, _ identity.ID, topic string, entries []*wire.Entry) ([]*wire.Entry, error) {
+	if topic == wire.TopicMesh {
+		return p.who.admit(ctx, entries)
+	}
+	parties := p.parties(ctx, topic)
+	return slices.DeleteFunc(entries, func(e *wire.Entry) bool { return !slices.Contains(parties, e.Author) }), nil
+}
+
+// outputLimits bound what comes back from a run.
+var outputLimits = blob.Limits{Size: 64 * task.GiB, Files: 1_000_000}
+
+// blobGrants remembers which files each peer may fetch: the inputs of the runs
+// that it executes for this node, and the outputs of those that it submitted.
+type blobGrants struct {
+	mu    sync.Mutex
+	files map[identity.ID]map[wire.Hash]bool
+	done  map[string]bool // runs whose files are there, by id and what of them
+}
+
+// grantRuns bounds how many of the newest runs are looked at.
+const grantRuns = 1000
+
+// allowed reports whether a peer may have a blob.
+func (p *peerAPI) allowed(peer identity.ID, h wire.Hash) bool {
+	g := &p.grants
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.files[peer][h] {
+		return true
+	}
+	if err := p.learn(context.Background()); err != nil {
+		p.log.Warn("look up who may have a file", "error", err)
+	}
+	return g.files[peer][h]
+}
+
+// learn goes through the runs that were not there last time. The caller holds
+// the lock.
+func (p *peerAPI) learn(ctx context.Context) error {
+	g := &p.grants
+	if g.files == nil {
+		g.files, g.done = map[identity.ID]map[wire.Hash]bool{}, map[string]bool{}
+	}
+	runs, err := p.db.Runs(ctx, store.RunFilter{Limit: grantRuns})
+	if err != nil {
+		return err
+	}
+	for _, r := range runs {
+		if r.Submitter == p.self && !r.NodeID.IsZero() && !g.done[r.ID+r.NodeID.String()] {
+			spec, err := p.spec(ctx, r.ID)
+			if err != nil {
+				return err
+			}
+			for _, in := range spec.Inputs {
+				if err := p.grant(r.NodeID, in.Tree); err != nil {
+					return err
+				}
+			}
+			g.done[r.ID+r.NodeID.String()] = true
+		}
+		if r.NodeID == p.self && !r.Outputs.IsZero() && !g.done[r.ID] {
+			if err := p.grant(r.Submitter, r.Outputs); err != nil {
+				return err
+			}
+			g.done[r.ID] = true
+		}
+	}
+	return nil
+}
+
+// grant lets a peer have a tree and all that is in it. One that was pruned is
+// nobody's.
+func (p *peerAPI) grant(peer identity.ID, tree wire.Hash) error {
+	files, err := p.blobs.Tree(tree)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	own := p.grants.files[peer]
+	if own == nil {
+		own = map[wire.Hash]bool{}
+		p.grants.files[peer] = own
+	}
+	own[tree] = true
+	for _, f := range files {
+		own[f.Hash] = true
+	}
+	return nil
+}
+
+// spec returns what a run was submitted with.
+func (p *peerAPI) spec(ctx context.Context, run string) (*task.Spec, error) {
+	entries, err := p.db.Entries(ctx, run)
+	if err != nil {
+		return nil, err
+	}
+	return specOf(entries)
+}
+
+func specOf(entries []*wire.Entry) (*task.Spec, error) {
+	for _, e := range entries {
+		if e.Kind == task.KindSubmit {
+			var s task.Submit
+			if err := wire.Unmarshal(e.Payload, &s); err != nil {
+				return nil, err
+			}
+			return &s.Spec, nil
+		}
+	}
+	return nil, store.ErrNotFound
+}

@@ -1,0 +1,536 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/balanceai/balance/exec/agent"
+	"github.com/balanceai/balance/exec/blob"
+	"github.com/balanceai/balance/exec/task"
+	"github.com/balanceai/balance/mesh/wire"
+)
+
+// draft is a run as a person asks for it, before its inputs are packed.
+type draft struct {
+	agent   string   // manifest, folder with one, or name
+	args    []string // appended to the agent's command
+	command []string // instead of an agent
+	needs   task.Needs
+	limits  task.Limits
+	env     map[string]string
+	inputs  []agent.Source
+	outputs []string
+	node    string
+	stdin   bool // somebody pipes something in
+	noStdin bool // also where the manifest reads it
+	detach  bool
+}
+
+// compile makes the spec of a draft and puts its inputs into the blob store,
+// from where the machine that runs it fetches them.
+func (a *app) compile(ctx context.Context, d *draft) (task.Spec, error) {
+	spec, sources, err := a.outline(d)
+	if err != nil {
+		return spec, err
+	}
+	if spec.Inputs, err = a.pack(ctx, sources); err != nil {
+		return spec, err
+	}
+	return spec, spec.Check()
+}
+
+// outline makes the spec of a draft but for its inputs, which it returns.
+func (a *app) outline(d *draft) (task.Spec, []agent.Source, error) {
+	spec := task.Spec{Driver: task.DriverProcess, Command: d.command}
+	sources := d.inputs
+	if d.agent != "" {
+		m, err := agent.Load(a.findAgent(d.agent))
+		if err != nil {
+			return spec, nil, err
+		}
+		var own []agent.Source
+		if spec, own, err = m.Spec(d.args); err != nil {
+			return spec, nil, err
+		}
+		sources = append(own, sources...)
+	}
+	spec.Needs = override(spec.Needs, d.needs)
+	spec.Limits = task.Limits{Time: cmp.Or(d.limits.Time, spec.Limits.Time), Output: cmp.Or(d.limits.Output, spec.Limits.Output)}
+	spec.Outputs = append(spec.Outputs, d.outputs...)
+	spec.Node = cmp.Or(d.node, spec.Node)
+	spec.Stdin = (spec.Stdin || d.stdin) && !d.detach && !d.noStdin
+	spec.Detached = d.detach
+	if len(d.env) > 0 {
+		env := maps.Clone(spec.Env)
+		if env == nil {
+			env = map[string]string{}
+		}
+		maps.Copy(env, d.env)
+		spec.Env = env
+	}
+	return spec, sources, nil
+}
+
+// findAgent turns what a person calls an agent into a path: a path stays, a
+// name is looked for in the agents folder of the home.
+func (a *app) findAgent(name string) string {
+	if _, err := os.Stat(name); err == nil || strings.ContainsRune(name, filepath.Separator) {
+		return name
+	}
+	if own := filepath.Join(a.home.path(agentsDir), name); isAgent(own) {
+		return own
+	}
+	return name
+}
+
+// agentsDir is the folder of the home that holds agents by name.
+const agentsDir = "agents"
+
+func isAgent(folder string) bool {
+	_, err := os.Stat(filepath.Join(folder, agent.FileName))
+	return err == nil
+}
+
+func (a *app) pack(ctx context.Context, sources []agent.Source) ([]task.Input, error) {
+	if len(sources) == 0 {
+		return nil, nil
+	}
+	blobs, err := blob.Open(a.home.path(blobsDir))
+	if err != nil {
+		return nil, err
+	}
+	inputs := make([]task.Input, 0, len(sources))
+	for _, s := range sources {
+		in, err := blobs.Pack(ctx, s.From)
+		if err != nil {
+			return nil, fmt.Errorf("input %s: %w", s.From, err)
+		}
+		in.Path = s.To
+		inputs = append(inputs, in)
+	}
+	return inputs, nil
+}
+
+// override puts what was asked for on the command line over a manifest's needs.
+func override(n, by task.Needs) task.Needs {
+	n.CPU = cmp.Or(by.CPU, n.CPU)
+	n.Memory = cmp.Or(by.Memory, n.Memory)
+	n.Disk = cmp.Or(by.Disk, n.Disk)
+	n.GPUs = cmp.Or(by.GPUs, n.GPUs)
+	n.VRAM = cmp.Or(by.VRAM, n.VRAM)
+	for _, l := range []struct{ own, by *[]string }{
+		{&n.GPUModels, &by.GPUModels}, {&n.Arch, &by.Arch}, {&n.OS, &by.OS}, {&n.Labels, &by.Labels}, {&n.Engines, &by.Engines},
+	} {
+		if len(*l.by) > 0 {
+			*l.own = *l.by
+		}
+	}
+	return n
+}
+
+// unit makes a flag of a function that parses it.
+type unit[T any] struct {
+	to    *T
+	parse func(string) (T, error)
+	name  string
+}
+
+func (u unit[T]) Set(s string) (err error) { *u.to, err = u.parse(s); return err }
+func (u unit[T]) Type() string             { return u.name }
+func (u unit[T]) String() string           { return "" }
+
+// draftFlags are what a run needs, as flags.
+func draftFlags(f *pflag.FlagSet, d *draft) {
+	n := &d.needs
+	f.Var(unit[task.CPU]{&n.CPU, task.ParseCPU, "cores"}, "cpu", "cores, like 2 or 500m")
+	f.Var(unit[task.Bytes]{&n.Memory, task.ParseBytes, "bytes"}, "mem", "memory, like 4GiB")
+	f.Var(unit[task.Bytes]{&n.Disk, task.ParseBytes, "bytes"}, "disk", "free disk")
+	f.IntVar(&n.GPUs, "gpu", 0, "number of GPUs")
+	f.Var(unit[task.Bytes]{&n.VRAM, task.ParseBytes, "bytes"}, "vram", "free memory on each GPU, like 24G")
+	f.StringSliceVar(&n.GPUModels, "gpu-model", nil, "any of these words in the GPU's name")
+	f.StringSliceVar(&n.Arch, "arch", nil, "any of these processors, like amd64")
+	f.StringSliceVar(&n.OS, "os", nil, "any of these systems, like linux")
+	f.StringSliceVar(&n.Labels, "label", nil, "all of these labels, which owners give")
+	f.StringSliceVar(&n.Engines, "engine", nil, "all of these engines, like ollama")
+	f.StringVar(&d.node, "node", "", "this machine and no other")
+	f.Var(unit[time.Duration]{&d.limits.Time, task.ParseDuration, "duration"}, "time-limit", "end the run after this long")
+	f.StringToStringVarP(&d.env, "env", "e", nil, "environment variable, NAME=VALUE")
+	f.VarP(sources{&d.inputs}, "input", "i", "file or folder to take along, PATH or PATH:NAME")
+	f.StringSliceVarP(&d.outputs, "output", "o", nil, "file or folder to bring back")
+}
+
+// sources is the flag --input.
+type sources struct{ to *[]agent.Source }
+
+func (s sources) Type() string   { return "path" }
+func (s sources) String() string { return "" }
+func (s sources) Set(v string) error {
+	from, to, ok := strings.Cut(v, ":")
+	if !ok {
+		to = filepath.Base(from)
+	}
+	*s.to = append(*s.to, agent.Source{From: from, To: to})
+	return task.CheckPath(to)
+}
+
+// takeArgs divides the words after the flags: an agent and its arguments, or,
+// after "--", a command.
+func (d *draft) takeArgs(cmd *cobra.Command, args []string, file string) error {
+	switch {
+	case file != "":
+		d.agent, d.args = file, args
+	case len(args) == 0:
+		return fail("usage", "for example: balance run -- uname -a", "say which agent to run, or a command after --")
+	case cmd.ArgsLenAtDash() == 0:
+		d.command = args
+	default:
+		d.agent, d.args = args[0], args[1:]
+	}
+	return nil
+}
+
+func (a *app) runCommand() *cobra.Command {
+	var d draft
+	var file, out string
+	var dry bool
+	cmd := &cobra.Command{
+		Use:   "run [flags] AGENT [ARG…] | run [flags] -- COMMAND [ARG…]",
+		Short: "Run an agent or a command on the machine that fits it best",
+		Long: "Run an agent or a command on the machine that fits it best.\n\n" +
+			"AGENT is a folder with an agent.yaml, or such a file. Output streams back; the exit code is the run's own.\n" +
+			"Ctrl-C asks the run to stop; a second one leaves it alone and detaches.",
+		Example: "  balance run -- uname -a\n  balance run --gpu 1 --vram 24G -- python3 train.py\n  balance run examples/text-report",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := d.takeArgs(cmd, args, file); err != nil {
+				return err
+			}
+			d.stdin = piped(a.in)
+			spec, err := a.compile(cmd.Context(), &d)
+			if err != nil {
+				return err
+			}
+			switch {
+			case dry:
+				return a.dryRun(cmd.Context(), spec)
+			case d.detach:
+				var r runReply
+				if err := a.client.call(cmd.Context(), http.MethodPost, "/v1/runs", spec, &r); err != nil {
+					return err
+				}
+				return a.print.answer(r, func(w io.Writer) error { _, err := fmt.Fprintln(w, r.Run); return err })
+			}
+			f := &follower{app: a, name: cmp.Or(spec.Agent, filepath.Base(spec.Command[0])), out: out, attached: true, stdin: spec.Stdin}
+			return f.submit(cmd.Context(), spec)
+		},
+	}
+	f := cmd.Flags()
+	f.SetInterspersed(false)
+	draftFlags(f, &d)
+	f.StringVarP(&file, "file", "f", "", "manifest of the agent")
+	f.BoolVarP(&d.detach, "detach", "d", false, "print the run's id and leave it running")
+	f.BoolVar(&dry, "dry-run", false, "show where it would run, and why, and start nothing")
+	f.BoolVarP(&d.noStdin, "no-stdin", "n", false, "do not send standard input to the run")
+	f.StringVar(&out, "out", "", "folder for the output files (default: NAME-ID in the current folder)")
+	_ = cmd.RegisterFlagCompletionFunc("node", a.completeNodes)
+	return cmd
+}
+
+// piped reports whether f is a pipe, a file or a socket, so that somebody meant
+// it to be read.
+func piped(f *os.File) bool {
+	if f == nil {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice == 0 && !info.IsDir()
+}
+
+func (a *app) dryRun(ctx context.Context, spec task.Spec) error {
+	var ranking task.Ranking
+	if err := a.client.call(ctx, http.MethodPost, "/v1/plan", spec, &ranking); err != nil {
+		return err
+	}
+	if err := a.print.answer(ranking, func(w io.Writer) error { return printRanking(w, ranking) }); err != nil {
+		return err
+	}
+	if len(ranking.Best()) == 0 {
+		return exitError(exitNoFit)
+	}
+	return nil
+}
+
+// printRanking writes one verdict a machine: its score and what it is made of,
+// or every reason against it.
+func printRanking(w io.Writer, ranking task.Ranking) error {
+	width := 4
+	for _, v := range ranking {
+		width = max(width, len(v.Name))
+	}
+	for _, v := range ranking {
+		mark, lead := "✗", "does not fit"
+		var lines []string
+		if v.Fits {
+			mark, lead = "✓", fmt.Sprintf("score %d", v.Score)
+			var parts []string
+			for _, p := range v.Parts {
+				parts = append(parts, fmt.Sprintf("%s (%+d)", p.Text, p.Points))
+			}
+			lines = []string{strings.Join(parts, ", ")}
+		}
+		for _, r := range v.Reasons {
+			lines = append(lines, r.Text)
+		}
+		age := ""
+		if v.AgeMS > 1000 {
+			age = fmt.Sprintf(", facts %v old", (time.Duration(v.AgeMS) * time.Millisecond).Round(time.Second))
+		}
+		fmt.Fprintf(w, "%s %-*s  %s%s\n", mark, width, clean(v.Name, false), lead, age)
+		for _, l := range lines {
+			if _, err := fmt.Fprintf(w, "  %-*s  %s\n", width, "", clean(l, false)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// follower shows a run's events and ends with its exit code.
+type follower struct {
+	*app
+	name     string // for the folder of the outputs
+	out      string // folder of the outputs; empty: by name
+	attached bool   // Ctrl-C stops the run, and the outputs are written
+	stdin    bool
+
+	run  string
+	last uint64 // number of the last event seen
+	end  *task.Event
+	lost bool
+	undo func()
+}
+
+// schemaEvent is an event as --json prints it.
+type schemaEvent struct {
+	Schema int `json:"schema"`
+	task.Event
+}
+
+// submit starts a run and follows it.
+func (f *follower) submit(ctx context.Context, spec task.Spec) error {
+	if f.attached {
+		ctx = f.catchInterrupts(ctx)
+		defer f.undo()
+	}
+	err := f.client.submit(ctx, spec, func(e task.Event) error { return f.event(ctx, e) })
+	return f.goOn(ctx, err)
+}
+
+// follow goes on with a run that was submitted before.
+func (f *follower) follow(ctx context.Context) error {
+	err := f.client.events(ctx, f.run, f.last, true, func(e task.Event) error { return f.event(ctx, e) })
+	return f.goOn(ctx, err)
+}
+
+// patience is how long a follower waits for a daemon that went away.
+const patience = 30 * time.Second
+
+// goOn resumes after the daemon went away in mid-run, and then ends with the
+// run's exit code.
+func (f *follower) goOn(ctx context.Context, err error) error {
+	var p *problem
+	since := time.Now()
+	for f.end == nil && !f.lost && f.run != "" && ctx.Err() == nil && (!errors.As(err, &p) || p.Code == "not_running") {
+		if time.Since(since) > patience {
+			return fail("not_running", "start it with: balance up; then: balance wait "+f.run, "the node has stopped; the run %s may still go on", f.run)
+		}
+		time.Sleep(200 * time.Millisecond)
+		before := f.last
+		err = f.client.events(ctx, f.run, f.last, true, func(e task.Event) error { return f.event(ctx, e) })
+		if f.last != before {
+			since = time.Now()
+		}
+		p = nil
+	}
+	switch {
+	case f.end != nil:
+		return f.finish(ctx)
+	case f.lost:
+		return fail("launcher", "when the machine is back, balance wait "+f.run+" tells how it ended", "the machine of %s cannot be reached: the run is lost to sight", f.run)
+	case errors.Is(context.Cause(ctx), errDetached):
+		return exitError(exitInterrupted)
+	}
+	return err
+}
+
+var errDetached = errors.New("detached")
+
+// catchInterrupts makes the first Ctrl-C stop the run, and the second one leave
+// it alone and detach.
+func (f *follower) catchInterrupts(ctx context.Context) context.Context {
+	ctx, cancel := context.WithCancelCause(ctx)
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGINT)
+	go func() {
+		for n := 0; ; n++ {
+			select {
+			case <-ctx.Done():
+				return
+			case <-signals:
+			}
+			if n > 0 || f.run == "" {
+				f.print.say("\ndetached: the run goes on. See it with: balance logs -f %s", f.run)
+				cancel(errDetached)
+				return
+			}
+			f.print.say("\nasking the run to stop; Ctrl-C again detaches")
+			if err := f.client.call(ctx, http.MethodPost, "/v1/runs/"+f.run+"/cancel", nil, nil); err != nil {
+				f.print.say("could not ask: %v", err)
+			}
+		}
+	}()
+	f.undo = func() { signal.Stop(signals); cancel(nil) }
+	return ctx
+}
+
+func (f *follower) event(ctx context.Context, e task.Event) error {
+	if f.run == "" {
+		f.run = e.Run
+		if f.stdin {
+			go f.sendStdin(ctx)
+		}
+	}
+	f.last = e.Seq
+	if f.print.json {
+		if err := f.print.line(schemaEvent{1, e}); err != nil {
+			return err
+		}
+	}
+	switch e.Type {
+	case task.EventOutput:
+		if f.print.json {
+			return nil
+		}
+		w := f.print.out
+		if e.Stream == task.Stderr {
+			w = f.print.err
+		}
+		_, err := w.Write(e.Output())
+		return err
+	case task.EventPlaced:
+		f.chat("%s on %s", e.Run, e.Node)
+	case task.EventNote:
+		f.chat("%s", e.Message)
+		if e.State == task.Lost && f.attached {
+			f.lost = true
+			return errStop
+		}
+	case task.EventFinished:
+		f.end = &e
+		return errStop
+	}
+	return nil
+}
+
+// chat tells a person at a terminal what happens. It stays out of a redirected
+// stderr, which is the run's.
+func (f *follower) chat(format string, args ...any) {
+	if f.print.errTTY {
+		f.print.say("balance: %s", clean(fmt.Sprintf(format, args...), false))
+	}
+}
+
+func (f *follower) sendStdin(ctx context.Context) {
+	resp, err := f.client.do(ctx, http.MethodPost, "/v1/runs/"+f.run+"/stdin", io.NopCloser(f.in))
+	if err == nil {
+		resp.Body.Close()
+	} else if f.end == nil && ctx.Err() == nil {
+		f.chat("standard input: %v", err)
+	}
+}
+
+// finish writes the output files and returns the run's exit code as an error.
+func (f *follower) finish(ctx context.Context) error {
+	e := f.end
+	if f.attached && e.Outputs != "" {
+		dir := f.out
+		if dir == "" {
+			dir = fmt.Sprintf("%s-%s", f.name, strings.TrimPrefix(f.run, "r-")[:6])
+		}
+		if err := f.writeOutputs(ctx, e.Outputs, dir); err != nil {
+			return err
+		}
+	}
+	return f.ended(e)
+}
+
+// ended turns the end of a run into the program's own.
+func (a *app) ended(e *task.Event) error {
+	code := exitLauncher
+	if e.ExitCode != nil && *e.ExitCode >= 0 {
+		code = *e.ExitCode
+	}
+	switch e.State {
+	case task.Succeeded:
+		return nil
+	case task.Unplaced:
+		return a.tell(fail("no_fit", "see why with: balance why "+e.Run, "no machine fits the run %s\n%s", e.Run, e.Message), exitNoFit)
+	case task.Cancelled:
+		if code == exitLauncher || code == 0 {
+			code = exitInterrupted
+		}
+	}
+	if e.Message != "" {
+		return a.tell(&problem{Code: "failure", Message: fmt.Sprintf("%s %s: %s", e.Run, e.State, e.Message)}, code)
+	}
+	return exitError(code)
+}
+
+// tell prints a problem and ends with another exit code than its own.
+func (a *app) tell(p *problem, code int) error {
+	if !a.print.json {
+		a.print.fault(p)
+	}
+	return exitError(code)
+}
+
+// writeOutputs lays the output files of a run out in a folder, which must not
+// hold any of them.
+func (a *app) writeOutputs(ctx context.Context, digest, dir string) error {
+	tree, err := wire.ParseHash(digest)
+	if err != nil {
+		return err
+	}
+	blobs, err := blob.Open(a.home.path(blobsDir))
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		return err
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	if err := blobs.Unpack(ctx, tree, root, "."); err != nil {
+		return fmt.Errorf("write the output files to %s: %w", dir, err)
+	}
+	if a.print.errTTY {
+		a.print.say("balance: output files are in %s", dir)
+	}
+	return nil
+}
