@@ -35,25 +35,25 @@ type joiner struct {
 }
 
 // OpenDoor lets a joiner reach the door until the invite expires or CloseDoor is
-// called. It fails for a key of small order.
-func (n *Node) OpenDoor(j Joiner) error {
+// called.
+func (n *Node) OpenDoor(j Joiner) {
 	n.configure.Lock()
 	defer n.configure.Unlock()
 	n.closeDoor(j.ID)
 	open := time.Until(j.Until)
 	if open <= 0 {
-		return nil
+		return
 	}
 	p, err := newPeer(n.bind, n.cfg.Keys.WG, j.WG, n.cfg.Mesh.JoinAddress(j.ID))
 	if err != nil {
-		return fmt.Errorf("open door: %w", err)
+		n.log.Warn("joiner ignored", "joiner", j.ID.Short(), "error", err)
+		return
 	}
 	p.psk = j.PSK
 	n.mu.Lock()
 	n.joiners[j.ID] = &joiner{p, time.AfterFunc(open, func() { n.CloseDoor(j.ID) })}
 	n.mu.Unlock()
 	n.addPeers([]*peer{p})
-	return nil
 }
 
 // CloseDoor makes a joiner a stranger at once.

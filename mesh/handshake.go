@@ -20,7 +20,7 @@ const handshakeLife = 5 * time.Second
 
 // precedence is how long an initiation of the peer is refused in favour of our
 // own.
-const precedence = time.Second
+const precedence = 3 * retry
 
 // handshakes makes WireGuard's handshake with one peer survive the loss of a
 // datagram, and both ends starting at once. In either case WireGuard itself
@@ -31,9 +31,10 @@ const precedence = time.Second
 // and sent again until it is answered, and the last response is kept and sent
 // again when its initiation comes again.
 //
-// Both at once: each end that answers the other's initiation forgets its own,
-// and no session comes about. So one of the two insists on its own for a while,
-// and neither sends one while WireGuard is about to answer the other's.
+// Both at once: an end that answers the other's initiation forgets its own, and
+// if both do, no session comes about. So one of the two insists on its own for a
+// while, and neither sends one that WireGuard has forgotten or is about to
+// forget.
 type handshakes struct {
 	first   bool    // of two initiations that cross, ours counts
 	ours    []byte  // initiation without an answer; nil: none
@@ -44,11 +45,16 @@ type handshakes struct {
 	their   []byte  // last initiation of the peer that WireGuard saw
 	arrived instant // when
 	reply   []byte  // WireGuard's response to it; nil: none yet
+	replied instant // when
 }
 
-// initiated takes an initiation that WireGuard makes and reports whether to
-// send it now.
+// initiated takes an initiation that WireGuard has made and reports whether to
+// send it now. Within five seconds of a response WireGuard makes none: one that
+// comes here was made before.
 func (h *handshakes) initiated(now instant, msg []byte) bool {
+	if h.replied.within(precedence, now) {
+		return false
+	}
 	h.ours = bytes.Clone(msg)
 	h.made, h.sent, h.wait = now, now, retry
 	h.next = now.add(h.wait)
@@ -92,8 +98,8 @@ func (h *handshakes) arrives(now instant, msg []byte) (pass bool, send []byte) {
 
 // responded takes a response that WireGuard sends, which has forgotten its own
 // initiation by that.
-func (h *handshakes) responded(msg []byte) {
-	h.ours, h.next = nil, 0
+func (h *handshakes) responded(now instant, msg []byte) {
+	h.ours, h.next, h.replied = nil, 0, now
 	if len(h.their) >= 8 && len(msg) >= 12 && bytes.Equal(msg[8:12], h.their[4:8]) {
 		h.reply = bytes.Clone(msg)
 	}

@@ -111,7 +111,7 @@ func (p *peer) send(now instant, bufs [][]byte) {
 	case initiation:
 		hold = !p.handshakes.initiated(now, bufs[0])
 	case response:
-		p.handshakes.responded(bufs[0])
+		p.handshakes.responded(now, bufs[0])
 	}
 	pings := p.pings(now, p.paths.want(now))
 	to := p.targets(now, bufs[0][0])

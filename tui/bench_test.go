@@ -48,7 +48,7 @@ func BenchmarkPicture(b *testing.B) {
 			m := still(f)
 			b.ReportAllocs()
 			for b.Loop() {
-				m.Update(picture{f.mesh})
+				m.Update(picture{1, f.mesh})
 			}
 		})
 	}

@@ -61,28 +61,32 @@ func perCell(ascii bool) int {
 	return 2
 }
 
-// heatChart is an areaChart in which every column of cells has the colour of its
-// hottest value.
+// heatChart is an areaChart in colour: what of a value is above the limits of
+// [heat] stands out, and no more of it.
 func heatChart(values []float64, w, h int, ascii, live bool) []text {
 	per := perCell(ascii)
-	heats := make([]style, w)
-	for i := range heats {
-		hottest := float64(unknown)
+	hottest := make([]float64, w)
+	for i := range hottest {
+		hottest[i] = unknown
 		for at := len(values) - (w-i)*per; at < len(values)-(w-i-1)*per; at++ {
 			if at >= 0 {
-				hottest = max(hottest, values[at])
+				hottest[i] = max(hottest[i], values[at])
 			}
-		}
-		if heats[i] = heat(hottest); !live {
-			heats[i] = dim
 		}
 	}
 	out := make([]text, h)
 	for y, row := range areaChart(values, w, h, ascii) {
+		top := 100 * float64(h-y) / float64(h) // what a full cell of this row stands for
+		style := func(i int) style {
+			if !live {
+				return dim
+			}
+			return heat(min(hottest[i], top))
+		}
 		cells, start := []rune(row), 0
 		for i := 1; i <= w; i++ {
-			if i == w || heats[i] != heats[start] {
-				out[y] = append(out[y], span{heats[start], string(cells[start:i])})
+			if i == w || style(i) != style(start) {
+				out[y] = append(out[y], span{style(start), string(cells[start:i])})
 				start = i
 			}
 		}

@@ -19,6 +19,9 @@ type troubled interface{ problem() string }
 // draw draws the whole frame: header, tabs, page, footer. Where there is little
 // room the page gets all of it.
 func (m *model) draw(c *canvas) {
+	if m.w <= 0 || m.h <= 0 {
+		return // the size is not known yet
+	}
 	body := area{0, 0, m.w, m.h}
 	if m.w >= 40 && m.h >= 10 {
 		m.drawHeader(c)
@@ -35,7 +38,7 @@ func (m *model) draw(c *canvas) {
 		footer = 1
 	}
 	body.h -= footer
-	if m.helping {
+	if m.helpFor != nil {
 		m.help.draw(c, area{body.x + 1, body.y, body.w - 1, body.h}, m.helpText())
 	} else {
 		m.page().draw(c, body)
@@ -114,10 +117,14 @@ func plural(n int, noun string) string {
 }
 
 func (m *model) drawTabs(c *canvas) {
-	x := 0
-	for _, t := range tabs {
+	x, gap, crumb := 0, 2, m.crumb()
+	if m.w < 60 {
+		gap, crumb = 0, ""
+	}
+	for s, t := range tabs {
+		here := m.tab() == Screen(s)
 		st, marker := dim, " "
-		if m.tab() == t.page {
+		if here {
 			st, marker = strong, m.th.glyph.marker
 		}
 		start := x
@@ -125,23 +132,23 @@ func (m *model) drawTabs(c *canvas) {
 		x = c.put(x, 1, m.w-x, accent, t.key)
 		x = c.put(x+1, 1, m.w-x-1, st, t.title)
 		c.hit(area{start, 1, x - start, 1}, hitTab, t.key)
-		if m.tab() == t.page {
-			x = c.put(x, 1, m.w-x, dim, m.crumb())
+		if here {
+			x = c.put(x, 1, m.w-x, dim, crumb)
 		}
-		x += 2
+		x += gap
 	}
-	if b, ok := m.page().(browsing); ok && !m.helping {
+	if b, ok := m.page().(browsing); ok && m.helpFor == nil {
 		b.box().draw(c, area{x + 2, 1, m.w - x - 3, 1})
 	}
 }
 
-// tab returns the tab that the page belongs to.
-func (m *model) tab() pageID {
+// tab returns the tab that the screen belongs to.
+func (m *model) tab() Screen {
 	switch m.at {
-	case pageNode:
-		return pageFleet
-	case pageRun:
-		return pageRuns
+	case nodeScreen:
+		return Fleet
+	case runScreen:
+		return Runs
 	default:
 		return m.at
 	}
@@ -150,9 +157,9 @@ func (m *model) tab() pageID {
 // crumb names what was opened from the tab.
 func (m *model) crumb() string {
 	switch m.at {
-	case pageNode:
+	case nodeScreen:
 		return " " + m.th.glyph.right + " " + m.nodeName(m.node.id)
-	case pageRun:
+	case runScreen:
 		return " " + m.th.glyph.right + " " + shortRun(m.run.id)
 	default:
 		return ""
@@ -166,7 +173,7 @@ func (m *model) drawFooter(c *canvas, a area) {
 		return
 	}
 	t := m.message()
-	if t == nil && a.h > 1 && !m.helping {
+	if t == nil && a.h > 1 && m.helpFor == nil {
 		if cmd := m.page().command(); cmd != "" {
 			t = text{{faint, "= "}, {dim, cmd}}
 		}
@@ -177,7 +184,9 @@ func (m *model) drawFooter(c *canvas, a area) {
 			return
 		}
 	}
-	m.drawKeys(c, area{1, a.y + a.h - 1, a.w - 1, 1})
+	if m.ask == nil {
+		m.drawKeys(c, area{1, a.y + a.h - 1, a.w - 1, 1})
+	}
 }
 
 // message is the one line that matters most now, or nil.
@@ -206,7 +215,7 @@ func (m *model) message() text {
 
 func (m *model) drawKeys(c *canvas, a area) {
 	bindings := m.bindings()
-	if m.helping {
+	if m.helpFor != nil {
 		bindings = m.helpBindings()
 	}
 	x := a.x
@@ -229,8 +238,8 @@ func (m *model) keyName(key string) string {
 		return m.th.glyph.enter
 	case key == "right" && !m.ascii:
 		return "→"
-	case key == "down" && !m.ascii:
-		return "↓"
+	case key == "pgdown":
+		return "pgdn"
 	}
 	return key
 }

@@ -125,7 +125,7 @@ func terms(n *fleet.Node) []string {
 	}
 	for _, g := range t.Others {
 		who := g.Owner
-		if who == "*" {
+		if who == "*" { // any owner; see policy.AnyOwner
 			who = "every member"
 		}
 		gpus := "no GPU"
@@ -139,7 +139,7 @@ func terms(n *fleet.Node) []string {
 		if g.From != g.To {
 			s += fmt.Sprintf(", from %02d:%02d to %02d:%02d", g.From/60, g.From%60, g.To/60, g.To%60)
 		}
-		if g.Isolation == "none" {
+		if g.Isolation == "none" { // see policy.IsolationNone
 			s += ", without a sandbox"
 		}
 		out = append(out, s)
@@ -182,7 +182,7 @@ func (m *model) charts(mc *machine, w, h int) []text {
 		gpus = append(gpus, chart{name, strings.Join(figures, "  "), history(mc.Node, deviceOf(i)), g.percent})
 	}
 	all = append(gpus, all...)
-	rows := min(max(h/len(all)-2, 1), 4)
+	rows := min(max(h/len(all)-2, 1), 6)
 	if len(mc.History) == 0 {
 		rows = 0
 	}
@@ -222,12 +222,12 @@ func (ch chart) lines(th *theme, w, rows int, live bool) []text {
 
 // runsOn lists the runs on a machine.
 func (m *model) runsOn(mc *machine) []text {
-	s := mc.Sample()
-	if s == nil || len(s.Runs) == 0 {
+	runs := sortedRuns(mc)
+	if len(runs) == 0 {
 		return nil
 	}
 	lines := []text{title("RUNS")}
-	for _, r := range sortedRuns(s) {
+	for _, r := range runs {
 		lines = append(lines, text{
 			{accent, m.th.glyph.running + " "},
 			{plain, padRight(shortRun(clean(r.ID)), 9)},
@@ -237,7 +237,12 @@ func (m *model) runsOn(mc *machine) []text {
 	return lines
 }
 
-func sortedRuns(s *fleet.Sample) []fleet.RunUse {
+// sortedRuns returns the runs in a machine's newest sample, the newest first.
+func sortedRuns(mc *machine) []fleet.RunUse {
+	s := mc.Sample()
+	if s == nil {
+		return nil
+	}
 	runs := slices.Clone(s.Runs)
 	slices.SortFunc(runs, func(a, b fleet.RunUse) int {
 		return cmp.Or(b.Since.Compare(a.Since), cmp.Compare(a.ID, b.ID))

@@ -22,6 +22,7 @@ type dispatchPage struct {
 	planned   bool
 	planErr   error
 	asked     int // number of the newest question about the plan
+	answered  int // number of the newest one that was answered
 	agentsErr error
 	scroll    scroller // of the ranking
 	starting  bool
@@ -39,21 +40,32 @@ func (m *model) runOn(name string) tea.Cmd {
 	m.form.takeNodes()
 	m.form.chooseNode(name)
 	m.form.at = fieldCommand
-	return m.open(pageDispatch)
+	return m.open(Dispatch)
 }
 
 func (p *dispatchPage) enter() tea.Cmd {
 	p.takeNodes()
-	return tea.Batch(p.askPlan(0), p.m.request(func(ctx context.Context) tea.Msg {
+	return tea.Batch(p.askPlan(0), p.askAgents())
+}
+
+func (p *dispatchPage) askAgents() tea.Cmd {
+	return p.m.request(func(ctx context.Context) tea.Msg {
 		agents, err := p.m.backend.Agents(ctx)
 		return agentsAnswer{agents, err}
-	}))
+	})
 }
 
 // tick asks for the plan again: the machines change while the form does not.
 func (p *dispatchPage) tick() tea.Cmd {
 	p.takeNodes()
-	return p.askPlan(0)
+	var agents, plan tea.Cmd
+	if p.agentsErr != nil {
+		agents = p.askAgents()
+	}
+	if p.answered == p.asked {
+		plan = p.askPlan(0)
+	}
+	return tea.Batch(agents, plan)
 }
 
 func (p *dispatchPage) takeNodes() {
@@ -109,6 +121,10 @@ type planAnswer struct {
 
 func (a planAnswer) apply(m *model) tea.Cmd {
 	p := m.form
+	if a.asked < p.answered {
+		return nil // a slow answer to an older question
+	}
+	p.answered = a.asked
 	if p.planErr = a.err; a.err == nil {
 		p.plan, p.planOf, p.planned = a.plan, a.draft, true
 	}
@@ -133,7 +149,7 @@ func (p *dispatchPage) start() tea.Cmd {
 	}
 	p.starting = true
 	p.m.say(dim, "starting"+p.m.th.tail)
-	return p.m.request(func(ctx context.Context) tea.Msg {
+	return p.m.do(func(ctx context.Context) tea.Msg { // packing an agent's inputs may take its time
 		run, err := p.m.backend.Submit(ctx, d)
 		return submitAnswer{run, err}
 	})
@@ -151,12 +167,12 @@ func (a submitAnswer) apply(m *model) tea.Cmd {
 		return nil
 	}
 	m.note = note{}
-	if m.at != pageDispatch {
+	if m.at != Dispatch {
 		m.say(dim, "started "+a.run)
 		return m.askRuns()
 	}
 	m.back = nil
-	m.at = pageRuns // where esc leads to
+	m.at = Runs // where esc leads to
 	return tea.Batch(m.askRuns(), m.openRun(a.run))
 }
 
@@ -171,14 +187,12 @@ func (p *dispatchPage) draw(c *canvas, a area) {
 	case a.h > int(fieldCount)+5:
 		form.h = int(fieldCount) + 1
 		ranking = area{a.x + 1, a.y + form.h, a.w - 2, a.h - form.h}
-	default:
-		ranking.h = 0
+	default: // the outcome alone
+		form.h = max(a.h-1, 0)
+		ranking = area{a.x + 1, a.y + form.h, a.w - 2, a.h - form.h}
 	}
 	p.drawForm(c, form)
 	p.drawAgents(c, area{form.x, form.y + int(fieldCount) + 1, form.w, form.h - int(fieldCount) - 1})
-	if ranking.h == 0 {
-		return
-	}
 	if a.w >= 100 {
 		drawPane(c, area{ranking.x, ranking.y, ranking.w, ranking.h}, nil)
 		ranking.x, ranking.w = ranking.x+3, ranking.w-3

@@ -96,14 +96,20 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // watch follows the mesh. Of the pictures that come while one is drawn, only
 // the newest is kept.
 func (m *model) watch() tea.Cmd {
+	m.watchNo++
+	no := m.watchNo
 	return m.do(func(ctx context.Context) tea.Msg {
-		return watchEnded{m.backend.Watch(ctx, func(p Mesh) {
+		err := m.backend.Watch(ctx, func(mesh Mesh) {
 			select {
 			case <-m.pictures:
 			default:
 			}
-			m.pictures <- p // has room: this is the only writer
-		})}
+			m.pictures <- picture{no, mesh} // has room: this is the only writer
+		})
+		if ctx.Err() != nil {
+			return nil // the screen ends
+		}
+		return watchEnded{no, err}
 	})
 }
 
@@ -114,26 +120,35 @@ func (m *model) nextPicture(pause time.Duration) tea.Cmd {
 		}
 		select {
 		case p := <-m.pictures:
-			return picture{p}
+			return p
 		case <-ctx.Done():
 			return nil
 		}
 	})
 }
 
-type picture struct{ mesh Mesh }
+// picture is what a watch has shown.
+type picture struct {
+	watch int
+	mesh  Mesh
+}
 
 func (p picture) apply(m *model) tea.Cmd {
-	m.watchErr = nil
-	m.take(p.mesh)
+	if p.watch != m.watchOver {
+		m.watchErr = nil
+		m.take(p.mesh)
+	}
 	return m.nextPicture(pictureEvery)
 }
 
-type watchEnded struct{ err error }
+type watchEnded struct {
+	watch int
+	err   error
+}
 
 func (e watchEnded) apply(m *model) tea.Cmd {
-	m.watchErr = e.err
-	if e.err == nil {
+	m.watchOver = e.watch
+	if m.watchErr = e.err; e.err == nil {
 		m.watchErr = errSilent
 	}
 	return m.after(retryAfter, watchAgain{})
@@ -171,6 +186,7 @@ func (a runsAnswer) apply(m *model) tea.Cmd {
 	m.runsErr = a.err
 	if a.err == nil {
 		m.runs, m.runsAt = a.runs, m.now
+		m.runRows = newRunRows(a.runs)
 		m.list.refresh()
 	}
 	return nil
@@ -202,6 +218,9 @@ func (f *follow) read(b Runner) tea.Cmd {
 			case <-ctx.Done():
 			}
 		})
+		if ctx.Err() != nil {
+			return nil // the run was left
+		}
 		return followEnded{f, err}
 	})
 }

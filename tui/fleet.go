@@ -114,7 +114,7 @@ func (p *fleetPage) drawBelow(c *canvas, a area) {
 		}
 		a.y, a.h = a.y+5, a.h-5
 	}
-	if rows := p.m.runRows(); len(rows) > 0 && a.h >= 5 {
+	if rows := p.m.runRows; len(rows) > 0 && a.h >= 5 {
 		rows = rows[:min(len(rows), a.h-1, 12)]
 		l := list{}
 		for _, r := range rows {
@@ -185,7 +185,7 @@ func (p *fleetPage) bindings() []binding {
 func (p *fleetPage) open() tea.Cmd {
 	if mc := p.selected(); mc != nil {
 		p.m.node.id = mc.ID
-		return p.m.open(pageNode)
+		return p.m.open(nodeScreen)
 	}
 	return nil
 }

@@ -205,7 +205,7 @@ func (d Draft) line() string {
 		flag("label", l)
 	}
 	if d.Time > 0 {
-		flag("time", limitWords(d.Time))
+		flag("time-limit", limitWords(d.Time))
 	}
 	switch {
 	case d.Agent != "":

@@ -29,7 +29,7 @@ func still(f *fakeNode) *model {
 		}, func() {}
 	})
 	m.clock, m.zone = func() time.Time { return testNow }, time.UTC
-	m.Update(picture{f.mesh})
+	m.Update(picture{1, f.mesh})
 	m.Update(runsAnswer{f.runs, nil})
 	return m
 }
@@ -52,77 +52,83 @@ func keyMsg(k string) tea.KeyPressMsg {
 	return tea.KeyPressMsg{Code: []rune(k)[0], Text: k}
 }
 
+var (
+	everySize = [][2]int{{40, 10}, {80, 24}, {120, 30}, {200, 60}}
+	oneSize   = [][2]int{{80, 24}}
+)
+
 // scenes are the screens as they are shown in tests, one for each page and for
 // each thing that may be wrong.
 var scenes = []struct {
-	name string
-	make func() *model
+	name  string
+	sizes [][2]int
+	make  func() *model
 }{
-	{"fleet", func() *model { return still(newFakeNode()) }},
-	{"fleet-filter", func() *model {
+	{"fleet", everySize, func() *model { return still(newFakeNode()) }},
+	{"fleet-filter", oneSize, func() *model {
 		m := still(newFakeNode())
 		m.pressAll(append([]string{"/"}, strings.Split("state:up gpu<90", "")...)...)
 		return m
 	}},
-	{"fleet-stale", func() *model {
+	{"fleet-stale", oneSize, func() *model {
 		m := still(newFakeNode())
 		m.clock = func() time.Time { return testNow.Add(12 * time.Second) }
-		m.Update(watchEnded{ErrNotRunning})
+		m.Update(watchEnded{2, ErrNotRunning})
 		return m
 	}},
-	{"fleet-alone", func() *model {
+	{"fleet-alone", oneSize, func() *model {
 		f := newFakeNode()
 		f.mesh.Nodes = f.mesh.Nodes[8:9]
 		return still(f)
 	}},
-	{"no-node", func() *model {
+	{"no-node", oneSize, func() *model {
 		f := newFakeNode()
 		m := still(f)
 		m.meshAt, m.mesh, m.machines = time.Time{}, Mesh{}, nil
-		m.Update(watchEnded{ErrNotRunning})
+		m.Update(watchEnded{2, ErrNotRunning})
 		return m
 	}},
-	{"node", func() *model {
+	{"node", everySize, func() *model {
 		m := still(newFakeNode())
 		m.pressAll("enter")
 		return m
 	}},
-	{"runs", func() *model {
+	{"runs", everySize, func() *model {
 		m := still(newFakeNode())
 		m.pressAll("2")
 		return m
 	}},
-	{"runs-none", func() *model {
+	{"runs-none", oneSize, func() *model {
 		f := newFakeNode()
 		f.runs = nil
 		m := still(f)
 		m.pressAll("2")
 		return m
 	}},
-	{"run", func() *model { return runScene() }},
-	{"run-why", func() *model {
+	{"run", everySize, func() *model { return runScene() }},
+	{"run-why", oneSize, func() *model {
 		m := runScene()
 		m.pressAll("tab")
 		return m
 	}},
-	{"run-events", func() *model {
+	{"run-events", oneSize, func() *model {
 		m := runScene()
 		m.pressAll("tab", "tab")
 		return m
 	}},
-	{"run-search", func() *model {
+	{"run-search", oneSize, func() *model {
 		m := runScene()
 		m.View()
 		m.pressAll(append([]string{"/"}, strings.Split("flaky", "")...)...)
 		m.pressAll("enter", "n")
 		return m
 	}},
-	{"run-stop", func() *model {
+	{"run-stop", oneSize, func() *model {
 		m := runScene()
 		m.pressAll("c")
 		return m
 	}},
-	{"dispatch", func() *model {
+	{"dispatch", everySize, func() *model {
 		m := still(newFakeNode())
 		m.pressAll("3")
 		m.Update(agentsAnswer{testAgents(), nil})
@@ -133,7 +139,7 @@ var scenes = []struct {
 		m.Update(planAnswer{planDue{0, d}, testRanking(), nil})
 		return m
 	}},
-	{"dispatch-agent", func() *model {
+	{"dispatch-agent", oneSize, func() *model {
 		m := still(newFakeNode())
 		m.pressAll("3")
 		m.Update(agentsAnswer{testAgents(), nil})
@@ -141,13 +147,13 @@ var scenes = []struct {
 		m.Update(planAnswer{planDue{0, Draft{}}, testRanking()[2:], nil})
 		return m
 	}},
-	{"ledger", func() *model {
+	{"ledger", everySize, func() *model {
 		m := still(newFakeNode())
 		m.pressAll("4")
 		m.Update(entriesAnswer{"", testLedger(), nil})
 		return m
 	}},
-	{"help", func() *model {
+	{"help", oneSize, func() *model {
 		m := still(newFakeNode())
 		m.pressAll("?")
 		return m
@@ -173,15 +179,13 @@ var modes = []struct {
 	{"ascii", colorprofile.ASCII, true},
 }
 
-var sizes = [][2]int{{40, 10}, {80, 24}, {120, 30}, {200, 60}}
-
-// TestFrames compares every page at every size in every mode with what it was
-// when somebody last looked at it.
+// TestFrames compares every scene at its sizes in every mode with what it was when
+// somebody last looked at it.
 func TestFrames(t *testing.T) {
 	for _, scene := range scenes {
 		t.Run(scene.name, func(t *testing.T) {
 			var got bytes.Buffer
-			for _, size := range sizes {
+			for _, size := range scene.sizes {
 				for _, mode := range modes {
 					m := scene.make()
 					m.profile, m.ascii = mode.profile, mode.ascii

@@ -3,6 +3,7 @@ package tui
 import (
 	"slices"
 	"strings"
+	"unicode"
 
 	tea "charm.land/bubbletea/v2"
 )
@@ -28,7 +29,7 @@ func (m *model) key(k tea.KeyPressMsg) tea.Cmd {
 		m.ask = nil
 		return press(answers, name)
 	}
-	if m.helping {
+	if m.helpFor != nil {
 		return press(m.helpBindings(), name)
 	}
 	m.note.until = m.now
@@ -84,10 +85,10 @@ func (m *model) globalBindings() []binding {
 		{keys("q", "ctrl+c"), "quit", "leave; runs and the node go on", m.quit},
 		{keys("y", "ctrl+y"), "", "copy the command in the footer", m.copyCommand},
 	}
-	for _, t := range tabs {
-		out = append(out, binding{keys(t.key, "alt+"+t.key), "", t.title, func() tea.Cmd { return m.goTo(t.page) }})
+	for s, t := range tabs {
+		out = append(out, binding{keys(t.key, "alt+"+t.key), "", t.title, func() tea.Cmd { return m.goTo(Screen(s)) }})
 	}
-	if m.at != pageFleet {
+	if m.at != Fleet {
 		out = append(out, binding{[]string{"esc", "backspace"}, "back", "the page before", m.goBack})
 	}
 	return out
@@ -105,7 +106,12 @@ func (m *model) quit() tea.Cmd {
 // copyCommand puts the equivalent command into the clipboard of the terminal
 // (OSC 52), which works over SSH too.
 func (m *model) copyCommand() tea.Cmd {
-	cmd := m.page().command()
+	cmd := strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) { // a name must not end the line for its reader
+			return -1
+		}
+		return r
+	}, m.page().command())
 	if cmd == "" {
 		m.say(dim, "there is no command to copy here")
 		return nil
@@ -115,13 +121,13 @@ func (m *model) copyCommand() tea.Cmd {
 }
 
 func (m *model) showHelp() tea.Cmd {
-	m.helping, m.help.top = true, 0
+	m.helpFor, m.help.top = m.bindings(), 0
 	return nil
 }
 
 func (m *model) helpBindings() []binding {
 	return append(m.help.bindings(), binding{[]string{"esc", "?", "f1", "q", "enter"}, "close", "close this page", func() tea.Cmd {
-		m.helping = false
+		m.helpFor = nil
 		return nil
 	}})
 }
@@ -129,8 +135,8 @@ func (m *model) helpBindings() []binding {
 // helpText describes the keys that are valid on the page below.
 func (m *model) helpText() []text {
 	lines := []text{{{strong, "Keys here"}}, nil}
-	for _, b := range m.bindings() {
-		lines = append(lines, text{{accent, " " + padRight(keyNames(b.keys), 18)}, {plain, b.help}})
+	for _, b := range m.helpFor {
+		lines = append(lines, text{{accent, " " + padRight(strings.Join(b.keys, " "), 18)}, {plain, b.help}})
 	}
 	lines = append(lines, nil, text{{strong, "Mouse"}}, nil,
 		text{{accent, " " + padRight("click", 18)}, {plain, "select, or open what is selected; sort by a title; choose a tab"}},
@@ -155,10 +161,6 @@ func (m *model) signs() []text {
 	}
 }
 
-func keyNames(keys []string) string {
-	return strings.Join(keys, " ")
-}
-
 func padRight(s string, w int) string {
 	return s + spaces(max(0, w-width(s)))
 }
@@ -167,8 +169,8 @@ func (m *model) click(e tea.MouseClickMsg) tea.Cmd {
 	if e.Button != tea.MouseLeft || m.ask != nil {
 		return nil
 	}
-	if m.helping {
-		m.helping = false
+	if m.helpFor != nil {
+		m.helpFor = nil
 		return nil
 	}
 	h, ok := at(m.hits, e.X, e.Y)
@@ -192,7 +194,7 @@ func (m *model) wheel(e tea.MouseWheelMsg) {
 	case tea.MouseWheelDown:
 		n = 3
 	}
-	if m.helping {
+	if m.helpFor != nil {
 		m.help.top += n
 		return
 	}

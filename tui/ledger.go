@@ -143,11 +143,11 @@ func (p *ledgerPage) columns() []column {
 			}
 			k.text(dim, at.Format(layout))
 		})},
-		{title: "TOPIC", min: 8, max: 18, rank: 1, sort: "topic", draw: col(func(k cell, e *entryRow) { k.text(plain, e.Topic) })},
+		{title: "TOPIC", min: 8, max: 18, rank: 1, sort: "topic", draw: col(func(k cell, e *entryRow) { k.text(plain, fitRun(e.Topic, k.w)) })},
 		{title: "KIND", min: 8, max: 12, rank: 0, sort: "kind", draw: col(func(k cell, e *entryRow) { k.text(strong, e.Kind) })},
 		{title: "AUTHOR", min: 8, max: 16, rank: 2, sort: "author", draw: col(func(k cell, e *entryRow) { k.text(plain, e.author) })},
 		{title: "SEQ", min: 5, rank: 5, right: true, draw: col(func(k cell, e *entryRow) { k.right(dim, fmt.Sprint(e.Seq)) })},
-		{title: "WHAT", min: 16, max: 120, rank: 4, draw: col(func(k cell, e *entryRow) { k.text(plain, e.Summary) })},
+		{title: "WHAT", min: 28, max: 120, rank: 4, draw: col(func(k cell, e *entryRow) { k.text(plain, e.Summary) })},
 		{title: "HASH", min: 10, rank: 6, draw: col(func(k cell, e *entryRow) { k.text(dim, e.Hash[:min(len(e.Hash), 10)]) })},
 	}
 }

@@ -33,23 +33,26 @@ type model struct {
 	w, h    int
 
 	// What the node told.
-	pictures  chan Mesh // holds the newest picture until it is taken
+	pictures  chan picture // holds the newest picture until it is taken
 	mesh      Mesh
 	meshAt    time.Time // when the newest picture came; zero: none yet
 	machines  []*machine
 	byID      map[identity.ID]*machine
 	anyGPU    bool
+	watchNo   int // number of the newest watch
+	watchOver int // number of the newest one that has ended; what it still shows is old
 	watchErr  error
-	runs      []task.Status
-	runsAsked bool      // an answer is due
-	runsAt    time.Time // when the newest answer came
+	runs      []task.Status // newest first
+	runRows   []*runRow     // the same, for lists
+	runsAsked bool          // an answer is due
+	runsAt    time.Time     // when the newest answer came
 	runsErr   error
 
 	// What the user sees.
 	now     time.Time
-	at      pageID
-	back    []pageID
-	pages   [pageCount]page
+	at      Screen
+	back    []Screen
+	pages   [screens]page
 	fleet   *fleetPage
 	node    *nodePage
 	list    *runsPage
@@ -57,7 +60,7 @@ type model struct {
 	form    *dispatchPage
 	ledger  *ledgerPage
 	help    scroller
-	helping bool
+	helpFor []binding // what the help page tells of; nil: it is not shown
 	ask     *question
 	note    note
 
@@ -66,20 +69,7 @@ type model struct {
 	hits  []hit
 }
 
-// pageID names a page: the tabs, and what opens from them.
-type pageID int
-
-const (
-	pageFleet pageID = iota
-	pageRuns
-	pageDispatch
-	pageLedger
-	pageNode
-	pageRun
-	pageCount
-)
-
-// page is one screen.
+// page is what a screen does.
 type page interface {
 	enter() tea.Cmd         // it is shown now
 	tick() tea.Cmd          // it is shown, and a second has passed
@@ -102,15 +92,12 @@ type pointed interface {
 	wheel(n int)
 }
 
-// tabs are the pages that have a number.
-var tabs = [...]struct {
-	key, title string
-	page       pageID
-}{
-	Fleet:    {"1", "Fleet", pageFleet},
-	Runs:     {"2", "Runs", pageRuns},
-	Dispatch: {"3", "Dispatch", pageDispatch},
-	Ledger:   {"4", "Ledger", pageLedger},
+// tabs are the screens that have a number.
+var tabs = [...]struct{ key, title string }{
+	Fleet:    {"1", "Fleet"},
+	Runs:     {"2", "Runs"},
+	Dispatch: {"3", "Dispatch"},
+	Ledger:   {"4", "Ledger"},
 }
 
 // question is something that is asked before it is done.
@@ -131,7 +118,7 @@ func newModel(b Backend, scope func() (doer, context.CancelFunc)) *model {
 		backend: b, scope: scope, leaving: make(chan struct{}),
 		clock: time.Now, zone: time.Local,
 		profile: colorprofile.TrueColor, dark: true,
-		pictures: make(chan Mesh, 1),
+		pictures: make(chan picture, 1),
 		dirty:    true,
 	}
 	m.do, _ = scope()
@@ -216,37 +203,37 @@ func (m *model) page() page { return m.pages[m.at] }
 // typist returns the page where text is being typed.
 func (m *model) typist() (typist, bool) {
 	t, ok := m.page().(typist)
-	return t, ok && t.typing() && m.ask == nil && !m.helping
+	return t, ok && t.typing() && m.ask == nil && m.helpFor == nil
 }
 
 // open shows a page; esc comes back from it.
-func (m *model) open(p pageID) tea.Cmd {
-	if p == m.at {
+func (m *model) open(s Screen) tea.Cmd {
+	if s == m.at {
 		return nil
 	}
 	m.back = append(m.back, m.at)
-	return m.show(p)
+	return m.show(s)
 }
 
-func (m *model) show(p pageID) tea.Cmd {
+func (m *model) show(s Screen) tea.Cmd {
 	m.run.leave()
-	m.at = p
+	m.at = s
 	return m.page().enter()
 }
 
 // goBack shows the page before, or the first tab.
 func (m *model) goBack() tea.Cmd {
 	if len(m.back) == 0 {
-		return m.goTo(pageFleet)
+		return m.goTo(Fleet)
 	}
-	p := m.back[len(m.back)-1]
+	s := m.back[len(m.back)-1]
 	m.back = m.back[:len(m.back)-1]
-	return m.show(p)
+	return m.show(s)
 }
 
-func (m *model) goTo(p pageID) tea.Cmd {
+func (m *model) goTo(s Screen) tea.Cmd {
 	m.back = nil
-	return m.show(p)
+	return m.show(s)
 }
 
 // say shows one line for some seconds.
@@ -268,6 +255,7 @@ func (m *model) take(p Mesh) {
 	m.byID = byID
 	slices.SortFunc(m.machines, func(a, b *machine) int { return cmp.Compare(a.Name, b.Name) })
 	m.fleet.refresh()
+	m.node.refresh()
 }
 
 // connected reports whether the node talks to us.

@@ -21,6 +21,7 @@ func newNodePage(m *model) *nodePage { return &nodePage{m: m} }
 func (p *nodePage) enter() tea.Cmd {
 	p.scroll.top = 0
 	p.list = list{}
+	p.refresh()
 	return p.m.askRuns()
 }
 
@@ -33,7 +34,6 @@ func (p *nodePage) draw(c *canvas, a area) {
 		c.notice(a, text{{plain, "This machine is no longer a member of the mesh."}}, text{{dim, "esc goes back"}})
 		return
 	}
-	p.takeRuns(mc)
 	if n := len(p.runs); n > 0 && a.h > 8 {
 		h := min(n+2, max(a.h/3, 4))
 		a.h -= h
@@ -54,10 +54,11 @@ func (p *nodePage) draw(c *canvas, a area) {
 	drawPane(c, area{left.x + left.w, a.y, w + 3, a.h}, m.charts(mc, w, a.h))
 }
 
-func (p *nodePage) takeRuns(mc *machine) {
+// refresh lists the runs on the machine.
+func (p *nodePage) refresh() {
 	p.runs = nil
-	if s := mc.Sample(); s != nil {
-		p.runs = sortedRuns(s)
+	if mc := p.m.byID[p.id]; mc != nil {
+		p.runs = sortedRuns(mc)
 	}
 	ids := make([]string, len(p.runs))
 	for i, r := range p.runs {
@@ -71,7 +72,7 @@ func (p *nodePage) drawRuns(c *canvas, a area) {
 	a.y++
 	a.h--
 	drawTable(c, a, []column{
-		{title: "RUN", min: 9, max: 18, rank: 0, draw: func(k cell) { k.text(strong, p.runs[k.row].ID) }},
+		{title: "RUN", min: 9, max: 18, rank: 0, draw: func(k cell) { k.text(strong, fitRun(p.runs[k.row].ID, k.w)) }},
 		{title: "OWNER", min: 8, max: 12, rank: 1, draw: func(k cell) { k.text(plain, p.runs[k.row].Owner) }},
 		{title: "HOLDS", min: 14, max: 28, rank: 2, draw: func(k cell) { k.text(plain, held(p.runs[k.row])) }},
 		{title: "FOR", min: 7, rank: 3, right: true, draw: func(k cell) { k.right(dim, duration(m.now.Sub(p.runs[k.row].Since))) }},

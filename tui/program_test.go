@@ -56,8 +56,8 @@ func start(t *testing.T, f *fakeNode, w, h int) *terminal {
 	}()
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
-		tm.done <- run(ctx, f, Options{}, []string{"TERM=xterm-256color"}, tea.WithInput(in), tea.WithOutput(tm),
-			tea.WithWindowSize(w, h), tea.WithColorProfile(colorprofile.TrueColor))
+		options := []tea.ProgramOption{tea.WithInput(in), tea.WithOutput(tm), tea.WithWindowSize(w, h), tea.WithColorProfile(colorprofile.TrueColor)}
+		tm.done <- run(ctx, f, Options{}, []string{"TERM=xterm-256color"}, options...)
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -155,7 +155,7 @@ func TestWalk(t *testing.T) {
 		tm := start(t, f, 120, 30)
 		tm.see("lab-prod", "8/10 up", "athena", "kallisto", "live")
 		tm.send(keyEnter)
-		tm.see("2h a run, from 22:00 to 07:30", "GPU 1  H100 80G", "r-m4a7zz")
+		tm.see("2h a run, from 22:00 to 07:30", "GPU 1  H100", "r-m4a7zz")
 		tm.send(keyEsc)
 		tm.see("LAST")
 		tm.send("2")

@@ -247,3 +247,14 @@ func TestStalledTerminal(t *testing.T) {
 		t.Errorf("the terminal is %+v (%v), was %+v", after, err, before)
 	}
 }
+
+func TestNoColor(t *testing.T) {
+	t.Setenv("NO_COLOR", "1")
+	ch := startChild(t, "still", 80, 24)
+	ch.drain()
+	ch.see("athena")
+	ch.see("quit")
+	if out := ch.tail(); strings.Contains(out, "\x1b[38;") || strings.Contains(out, "\x1b[9") {
+		t.Errorf("colours were drawn: %q", out)
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/charmbracelet/colorprofile"
 	"github.com/charmbracelet/x/ansi"
 	"pgregory.net/rapid"
 
@@ -288,7 +289,7 @@ func TestSortSettles(t *testing.T) {
 			n.History[len(n.History)-1].GPUs = []fleet.SampleGPU{{Percent: 100}}
 		}
 	}
-	m.Update(picture{next})
+	m.Update(picture{1, next})
 	if first := m.fleet.rows[0].Name; first != "gemini" {
 		t.Errorf("%s is first while the selection is moved", first)
 	}
@@ -431,9 +432,9 @@ func TestFactsAge(t *testing.T) {
 		t.Fatalf("athena is %q", got)
 	}
 	now = now.Add(3 * time.Second)
-	m.Update(picture{f.mesh}) // the mesh is live, but athena's samples have stopped
+	m.Update(picture{1, f.mesh}) // the mesh is live, but athena's samples have stopped
 	now = now.Add(3 * time.Second)
-	m.Update(picture{f.mesh})
+	m.Update(picture{1, f.mesh})
 	if got := words("athena"); got != "6s ago" {
 		t.Errorf("athena is %q when its samples have stopped", got)
 	}
@@ -459,7 +460,7 @@ func TestDraft(t *testing.T) {
 	f.fields[fieldTime].input.set("90m")
 	f.chooseNode("boreas")
 	d, ok := f.draft()
-	const want = "balance run -d --node boreas --cpu 1.5 --gpu 2 --vram 24GiB --label eu --label fast --time 1h30m -- train.py 'a b'"
+	const want = "balance run -d --node boreas --cpu 1.5 --gpu 2 --vram 24GiB --label eu --label fast --time-limit 1h30m -- train.py 'a b'"
 	if got := d.line(); !ok || got != want {
 		t.Errorf("%s\nwant %s", got, want)
 	}
@@ -507,5 +508,57 @@ func TestDrawsUnicode(t *testing.T) {
 		if got := drawsUnicode(c.env); got != c.want {
 			t.Errorf("drawsUnicode(%q) = %v", c.env, got)
 		}
+	}
+}
+
+// TestThemeDepths holds every theme to the colours that its terminal has.
+func TestThemeDepths(t *testing.T) {
+	for _, c := range []struct {
+		profile colorprofile.Profile
+		want    string // in the sequence of a hue
+		never   []string
+	}{
+		{colorprofile.TrueColor, "38;2;", []string{"38;5;"}},
+		{colorprofile.ANSI256, "38;5;", []string{"38;2;"}},
+		{colorprofile.ANSI, "\x1b[m\x1b[", []string{"38;2;", "38;5;", "48;"}},
+		{colorprofile.ASCII, "", []string{"38;", "48;", "\x1b[3", "\x1b[9"}},
+	} {
+		for _, dark := range []bool{true, false} {
+			th := newTheme(c.profile, dark, false)
+			if !strings.Contains(th.off[accent], c.want) {
+				t.Errorf("profile %v: the hue is %q", c.profile, th.off[accent])
+			}
+			for st := range styles {
+				for _, never := range c.never {
+					if strings.Contains(th.off[st]+th.on[st], never) {
+						t.Errorf("profile %v: style %d is %q, selected %q", c.profile, st, th.off[st], th.on[st])
+					}
+				}
+				if th.off[st] == th.on[st] && !strings.Contains(th.off[st], "1") {
+					t.Errorf("profile %v: the selected row looks like any other in style %d", c.profile, st)
+				}
+			}
+		}
+	}
+}
+
+// TestHelpIsTrue opens the help where characters are text: it tells of no key
+// that would be typed.
+func TestHelpIsTrue(t *testing.T) {
+	m := still(newFakeNode())
+	m.pressAll("3", "f1")
+	for _, b := range m.helpFor {
+		for _, key := range b.keys {
+			if len(key) == 1 {
+				t.Errorf("%q (%s) would be typed", key, b.help)
+			}
+		}
+	}
+	if len(m.helpFor) == 0 {
+		t.Error("no help")
+	}
+	m.pressAll("esc")
+	if m.helpFor != nil || m.at != Dispatch {
+		t.Errorf("esc does not close the help alone; now at %d", m.at)
 	}
 }

@@ -24,7 +24,7 @@ func TestAnything(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		m := still(newFakeNode())
 		size := func() tea.WindowSizeMsg {
-			return tea.WindowSizeMsg{Width: rapid.IntRange(1, 210).Draw(rt, "w"), Height: rapid.IntRange(1, 70).Draw(rt, "h")}
+			return tea.WindowSizeMsg{Width: rapid.IntRange(0, 210).Draw(rt, "w"), Height: rapid.IntRange(0, 70).Draw(rt, "h")}
 		}
 		m.Update(size())
 		now := testNow
@@ -42,7 +42,7 @@ func TestAnything(t *testing.T) {
 				now = now.Add(time.Duration(rapid.IntRange(0, 5000).Draw(rt, "ms")) * time.Millisecond)
 				m.Update(second{})
 			case 4:
-				m.Update(picture{anyMesh(rt)})
+				m.Update(picture{1, anyMesh(rt)})
 			case 5:
 				if m.run.follow != nil {
 					m.Update(followed{m.run.follow, anyEvents(rt, m.run.follow.last)})
@@ -54,7 +54,7 @@ func TestAnything(t *testing.T) {
 					whyAnswer{m.run.id, testWhy(), nil},
 					runsAnswer{testRuns(), nil},
 					runsAnswer{nil, nil},
-					watchEnded{ErrNotRunning},
+					watchEnded{2, ErrNotRunning},
 					planAnswer{planDue{}, testRanking(), nil},
 					tea.PasteMsg{Content: "pasted\ntext\x1b[2J"},
 					submitAnswer{run: testRuns()[0].ID},
@@ -67,7 +67,7 @@ func TestAnything(t *testing.T) {
 			m.restyle()
 			m.dirty = true
 			v := m.View()
-			checkFrame(rt, v.Content, m.w, m.h)
+			checkFrame(rt, v.Content, m.w, max(m.h, 1))
 			if c := v.Cursor; c != nil && (c.X >= m.w || c.Y >= m.h) {
 				rt.Fatalf("the cursor is at %d,%d of %d,%d", c.X, c.Y, m.w, m.h)
 			}

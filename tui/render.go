@@ -301,6 +301,14 @@ func shortAge(d time.Duration) string {
 // shortRun is enough of a run's id for a person and for the command line.
 func shortRun(id string) string { return id[:min(len(id), 8)] }
 
+// fitRun is a run's id, or enough of it where that has no room.
+func fitRun(id string, w int) string {
+	if len(id) <= w {
+		return id
+	}
+	return shortRun(id)
+}
+
 // command writes a run's program and arguments as a shell would read them.
 func command(args []string) string {
 	quoted := make([]string, len(args))

@@ -21,6 +21,7 @@ type runPage struct {
 	follow    *follow // nil: not shown
 	followErr error
 	state     task.Status // the newest known, from the list or from events
+	heard     time.Time   // when an event last said something of the state
 	log       logView
 	events    []text
 	why       []Attempt
@@ -49,11 +50,11 @@ func newRunPage(m *model) *runPage { return &runPage{m: m} }
 // openRun shows a run.
 func (m *model) openRun(id string) tea.Cmd {
 	m.run.id = id
-	return m.open(pageRun)
+	return m.open(runScreen)
 }
 
 func (p *runPage) enter() tea.Cmd {
-	*p = runPage{m: p.m, id: p.id}
+	*p = runPage{m: p.m, id: p.id, state: task.Status{ID: p.id}}
 	p.log.follow, p.log.wrap, p.log.match = true, true, -1
 	p.refresh()
 	p.follow = p.m.newFollow(p.id)
@@ -76,9 +77,13 @@ func (p *runPage) tick() tea.Cmd {
 	return p.m.askRuns()
 }
 
-// refresh takes what the list of runs says, unless the events know more.
+// refresh takes what the list of runs says, unless the events have just said
+// something newer.
 func (p *runPage) refresh() {
-	if s := p.m.status(p.id); s != nil && !p.state.State.Final() || s != nil && s.State.Final() {
+	s := p.m.status(p.id)
+	switch {
+	case s == nil:
+	case s.State.Final(), !p.state.State.Final() && p.m.runsAt.Sub(p.heard) > retryAfter/2:
 		p.state = *s
 	}
 }
@@ -128,6 +133,7 @@ func (p *runPage) take(events []task.Event) tea.Cmd {
 
 func (p *runPage) note(e task.Event) {
 	s := &p.state
+	p.heard = p.m.now
 	s.State = cmp.Or(e.State, s.State)
 	s.Node = cmp.Or(e.Node, s.Node)
 	s.Attempt = max(e.Attempt, s.Attempt)
@@ -217,7 +223,7 @@ func (p *runPage) summary(full bool) []text {
 	if t := elapsed(s, p.m.runsTime()); t != none {
 		first = append(first, span{plain, "  " + t})
 	}
-	if s.ExitCode != nil && *s.ExitCode > 0 {
+	if s.State == task.Failed && s.ExitCode != nil && *s.ExitCode > 0 {
 		first = append(first, span{hot, "  " + exitWords(*s.ExitCode)})
 	}
 	lines := []text{first}
@@ -252,7 +258,7 @@ func usageWords(s *task.Status) string {
 	seconds := func(ms uint64) string { return (time.Duration(ms) * time.Millisecond).Round(time.Millisecond).String() }
 	parts := []string{"took " + seconds(u.WallMS), seconds(u.CPUMS) + " of CPU"}
 	if u.MaxRSS > 0 {
-		parts = append(parts, u.MaxRSS.String()+" at most")
+		parts = append(parts, u.MaxRSS.String()+" of memory at most")
 	}
 	if u.GPUMS > 0 {
 		parts = append(parts, seconds(u.GPUMS)+" of GPU")
@@ -410,42 +416,4 @@ func (p *runPage) logBindings() []binding {
 			binding{[]string{"esc"}, "clear search", "clear the search", p.endSearch})
 	}
 	return out
-}
-
-// askCancel asks before a run is stopped.
-func (m *model) askCancel(s *task.Status) tea.Cmd {
-	id, name := s.ID, what(s)
-	stop := func(force bool) func() tea.Cmd {
-		return func() tea.Cmd { return m.cancel(id, force) }
-	}
-	m.ask = &question{
-		text: "Stop " + shortRun(id) + " (" + name + ")?",
-		answers: []binding{
-			{[]string{"y", "enter"}, "ask it to stop", "", stop(false)},
-			{[]string{"k"}, "kill it now", "", stop(true)},
-			{[]string{"esc", "n"}, "no", "", func() tea.Cmd { return nil }},
-		},
-	}
-	return nil
-}
-
-func (m *model) cancel(id string, force bool) tea.Cmd {
-	m.say(dim, "asking "+shortRun(id)+" to stop"+m.th.tail)
-	return m.request(func(ctx context.Context) tea.Msg {
-		return cancelAnswer{id, m.backend.Cancel(ctx, id, force)}
-	})
-}
-
-type cancelAnswer struct {
-	run string
-	err error
-}
-
-func (a cancelAnswer) apply(m *model) tea.Cmd {
-	if a.err != nil {
-		m.say(warm, "Cannot stop "+shortRun(a.run)+": "+a.err.Error())
-		return nil
-	}
-	m.say(dim, shortRun(a.run)+" was asked to stop")
-	return m.askRuns()
 }

@@ -39,14 +39,13 @@ func (p *runsPage) enter() tea.Cmd { return p.m.askRuns() }
 func (p *runsPage) tick() tea.Cmd { return p.m.askRuns() }
 
 func (p *runsPage) refresh() {
-	p.rows = arrange(&p.browser, p.m.runRows(), p.compare)
+	p.rows = arrange(&p.browser, p.m.runRows, p.compare)
 }
 
-// runRows are all runs, newest first.
-func (m *model) runRows() []*runRow {
-	rows := make([]*runRow, len(m.runs))
-	for i := range m.runs {
-		s := &m.runs[i]
+func newRunRows(runs []task.Status) []*runRow {
+	rows := make([]*runRow, len(runs))
+	for i := range runs {
+		s := &runs[i]
 		rows[i] = &runRow{s, strings.ToLower(strings.Join([]string{s.ID, string(s.State), s.Node, what(s), s.Reason}, "\n"))}
 	}
 	return rows
@@ -157,7 +156,7 @@ func (m *model) runColumns(rows []*runRow) []column {
 		wide = min(max(wide, width(clean(what(r.Status)))), 80)
 	}
 	return []column{
-		{title: "RUN", min: 8, max: 18, rank: 6, draw: in(func(k cell, r *runRow) { k.text(plain, r.ID) })},
+		{title: "RUN", min: 8, max: 18, rank: 6, draw: in(func(k cell, r *runRow) { k.text(plain, fitRun(r.ID, k.w)) })},
 		{title: "STATE", min: 11, rank: 1, sort: "state", draw: in(func(k cell, r *runRow) {
 			sign, st := m.th.stateGlyph(r.State)
 			k.text(m.runStyle(r.Status, st), sign)

@@ -31,8 +31,8 @@ func (s *scroller) bindings() []binding {
 	}
 	return []binding{
 		{[]string{"up", "k"}, "", "one line up", by(func() int { return -1 })},
-		{[]string{"down", "j"}, more, "one line down", by(func() int { return 1 })},
+		{[]string{"down", "j"}, "", "one line down", by(func() int { return 1 })},
 		{[]string{"pgup"}, "", "one page up", by(func() int { return -s.page })},
-		{[]string{"pgdown"}, "", "one page down", by(func() int { return s.page })},
+		{[]string{"pgdown"}, more, "one page down", by(func() int { return s.page })},
 	}
 }

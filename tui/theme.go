@@ -44,7 +44,7 @@ type palette struct{ dim, faint, accent, warm, hot, chosen colours }
 var darkPalette = palette{
 	dim:    colours{"#8b949e", "245", "7"},
 	faint:  colours{"#3d444d", "239", "8"},
-	accent: colours{"#58a6ff", "75", "12"},
+	accent: colours{"#58a6ff", "75", "14"},
 	warm:   colours{"#e3a008", "214", "11"},
 	hot:    colours{"#f06a35", "202", "9"},
 	chosen: colours{"#1f2733", "236", ""},

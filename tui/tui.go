@@ -49,15 +49,19 @@ type Options struct {
 	Start   Screen // what is shown first
 }
 
-// Screen is one of the tabs.
+// Screen is one of the pages.
 type Screen int
 
-// The tabs.
+// The pages that have a tab. Two others open from them.
 const (
 	Fleet Screen = iota
 	Runs
 	Dispatch
 	Ledger
+
+	nodeScreen
+	runScreen
+	screens
 )
 
 // Run shows the screen until the user leaves it, a signal asks the program to
@@ -75,7 +79,7 @@ func run(ctx context.Context, b Backend, o Options, env []string, more ...tea.Pr
 	m := newModel(b, func() (doer, context.CancelFunc) { return jobs.scope(ctx) })
 	m.ascii = o.ASCII || !drawsUnicode(env)
 	m.restyle()
-	m.at = tabs[o.Start].page
+	m.at = o.Start
 
 	options := []tea.ProgramOption{
 		tea.WithFPS(30), tea.WithoutSignalHandler(), tea.WithEnvironment(env),

@@ -31,10 +31,11 @@ func notJoined(h home) error {
 // openRoster evaluates the log, and writes down which WireGuard key this node
 // uses if the log does not say so yet.
 func openRoster(ctx context.Context, h home, db *store.Store, keys identity.Keys) (*roster, error) {
-	if _, ok := db.Mesh(); !ok {
+	id, ok := db.Mesh()
+	if !ok {
 		return nil, notJoined(h)
 	}
-	who := &roster{self: keys.Identity.ID(), entries: db.Entries}
+	who := &roster{mesh: id, self: keys.Identity.ID(), entries: db.Entries}
 	if err := who.load(ctx); err != nil {
 		return nil, err
 	}

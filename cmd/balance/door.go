@@ -24,8 +24,10 @@ import (
 )
 
 // door lets the holders of this node's invites into the mesh. Each of them
-// reaches, inside WireGuard, this one listener and nothing else, until it is a
-// member or its invite expires.
+// reaches, inside WireGuard, this one listener and nothing else, until its
+// invite expires. It stays open for an invite that was used, so that the node
+// that used it can ask again after a broken answer, and so that another one is
+// told that it came too late.
 type door struct {
 	mesh   identity.MeshID
 	self   identity.ID
@@ -118,7 +120,6 @@ func (d *door) open(ctx context.Context, group *errgroup.Group) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/nonce", d.handleNonce)
 	mux.HandleFunc("POST /v1/join", d.handleJoin)
-	mux.HandleFunc("POST /v1/done", d.handleDone)
 	serveHTTP(ctx, group, ln, mux, d.log)
 	return nil
 }
@@ -233,19 +234,4 @@ func (d *door) everything(ctx context.Context) (*knockReply, error) {
 		}
 	}
 	return out, nil
-}
-
-// handleDone closes the door behind a joiner that has kept what it was sent.
-func (d *door) handleDone(w http.ResponseWriter, r *http.Request) {
-	reply(w, struct{}{})
-	for _, m := range d.roster.now().Members {
-		if m.Join.IsZero() || d.mesh.JoinAddress(m.Join) != from(r) {
-			continue
-		}
-		if err := d.db.DropDoor(r.Context(), m.Join); err != nil {
-			d.log.Error("close the door", "error", err)
-		}
-		// The answer is on its way; then the join key is worth nothing.
-		time.AfterFunc(200*time.Millisecond, func() { d.node.CloseDoor(m.Join) })
-	}
 }

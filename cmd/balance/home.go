@@ -69,7 +69,7 @@ func (h home) make() error {
 	case !info.IsDir():
 		return fmt.Errorf("home %s is not a folder", h)
 	case info.Mode().Perm()&0o077 != 0:
-		return hint(fmt.Errorf("home %s can be entered by others (mode %04o)", h, info.Mode().Perm()), "run: chmod 700 "+string(h))
+		return hint(fmt.Errorf("home %s can be entered by others (mode %04o)", h, info.Mode().Perm()), "run: chmod 700 %s", h)
 	}
 	return nil
 }

@@ -223,9 +223,6 @@ func join(ctx context.Context, h home, v *wire.Invite, name string, thin bool) (
 	if err := keep(ctx, h, keys.Identity, state, entries, reply.Peers, v); err != nil {
 		return joinReply{}, err
 	}
-	// The door may close now. If this does not reach it, it closes when the
-	// invite expires.
-	_ = ask(ctx, door, http.MethodPost, "/v1/done", nil, nil)
 	me := state.Members[keys.Identity.ID()]
 	return joinReply{
 		Mesh: state.Genesis.Mesh, MeshID: v.Mesh.String(), Name: me.Name, ID: me.ID, Owner: me.Owner,
@@ -299,9 +296,6 @@ func ask(ctx context.Context, door *http.Client, method, path string, in, out an
 		}
 		return reply.Error
 	}
-	if out == nil {
-		return nil
-	}
 	return dec.Decode(out)
 }
 
@@ -317,7 +311,7 @@ func doorError(v *wire.Invite, err error) error {
 	}
 	if errors.Is(err, mesh.ErrNoAnswer) || errors.Is(err, context.DeadlineExceeded) {
 		return fail("door_unreachable",
-			"is that node up, and can this machine send UDP to it? An invite that was used or withdrawn gets no answer either",
+			"is that node up, and can this machine send UDP to it?",
 			"no answer from the node that made the invite (%s)", strings.Join(where, ", "))
 	}
 	return fmt.Errorf("join: %w", err)
@@ -339,12 +333,9 @@ func checkLog(reply *knockReply, v *wire.Invite, self identity.ID) (*trust.State
 			return nil, nil, err
 		}
 	}
-	state, err := trust.Evaluate(entries)
+	state, err := trust.Evaluate(v.Mesh, entries)
 	if err != nil {
 		return nil, nil, err
-	}
-	if state.Mesh != v.Mesh {
-		return nil, nil, fmt.Errorf("it is of mesh %s, the invite of %s", state.Mesh.Short(), v.Mesh.Short())
 	}
 	if me, ok := state.Members[self]; !ok || me.WG == (identity.WGPublic{}) {
 		return nil, nil, errors.New("this node is not among the members")

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/balanceai/balance/store"
+	"github.com/balanceai/balance/tui"
 )
 
 // version is set when a release is built.
@@ -31,6 +32,7 @@ type app struct {
 	in       *os.File
 	print    *printer
 	homeFlag string
+	screen   tui.Options
 	home     home
 	client   *client
 }
@@ -70,7 +72,7 @@ func (a *app) root() *cobra.Command {
 	flags.StringVar(&a.homeFlag, "home", "", "folder of the node's state (BALANCE_HOME; default: balance in the XDG state folder)")
 	flags.BoolVar(&a.print.json, "json", false, "print JSON for programs")
 	flags.BoolVarP(&a.print.quiet, "quiet", "q", false, "print the answer alone")
-	uiFlags(root)
+	a.uiFlags(root)
 	root.AddGroup(
 		&cobra.Group{ID: "mesh", Title: "Machines"},
 		&cobra.Group{ID: "run", Title: "Runs"},

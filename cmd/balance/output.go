@@ -30,11 +30,18 @@ const (
 
 // Codes of errors in JSON, each with its exit code. The names are stable.
 var exitCodes = map[string]int{
-	"failure":     exitFailure,
-	"usage":       exitUsage,
-	"not_found":   exitNotFound,
-	"ambiguous":   exitNotFound,
-	"not_joined":  exitNotJoined,
+	"failure":    exitFailure,
+	"usage":      exitUsage,
+	"not_found":  exitNotFound,
+	"ambiguous":  exitNotFound,
+	"not_joined": exitNotJoined,
+
+	"bad_invite":       exitNotJoined,
+	"invite_expired":   exitNotJoined,
+	"invite_used":      exitNotJoined,
+	"invite_unknown":   exitNotJoined,
+	"door_unreachable": exitUnreachable,
+
 	"not_running": exitUnreachable,
 	"no_fit":      exitNoFit,
 	"timeout":     exitTimeout,
@@ -80,8 +87,8 @@ func describe(err error) *problem {
 	var p *problem
 	if !errors.As(err, &p) {
 		p = &problem{Code: errorCode(err), Message: err.Error()}
-		p.Retryable = p.Code == "not_running" || p.Code == "timeout"
 	}
+	p.Retryable = p.Code == "not_running" || p.Code == "timeout" || p.Code == "door_unreachable"
 	var h *hinted
 	if errors.As(err, &h) && p.Hint == "" {
 		q := *p

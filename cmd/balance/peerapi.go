@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -170,31 +169,15 @@ func newReplica(p *peerAPI, peers *http.Client, view *fleet.View) *replica.Repli
 	})
 }
 
-// parties returns the two nodes that a run's topic concerns.
-func (p *peerAPI) parties(ctx context.Context, topic string) []identity.ID {
-	s, err := p.db.Run(ctx, topic)
-	if err != nil {
-		return nil
-	}
-	return []identity.ID{s.Submitter, s.NodeID}
-}
-
-// gate says who may read and write a topic: every member that of the mesh, its
-// two parties that of a run.
+// gate says who may read and write a topic: every member that of the mesh. The
+// entries of a run travel with its events, between its two parties alone.
 func (p *peerAPI) gate(peer identity.ID, topic string) bool {
-	if topic == wire.TopicMesh {
-		_, ok := p.who.now().Members[peer]
-		return ok
-	}
-	return slices.Contains(p.parties(context.Background(), topic), peer)
+	_, ok := p.who.now().Members[peer]
+	return ok && topic == wire.TopicMesh
 }
 
-func (p *peerAPI) admit(ctx context.Context, _ identity.ID, topic string, entries []*wire.Entry) ([]*wire.Entry, error) {
-	if topic == wire.TopicMesh {
-		return p.who.admit(ctx, entries)
-	}
-	parties := p.parties(ctx, topic)
-	return slices.DeleteFunc(entries, func(e *wire.Entry) bool { return !slices.Contains(parties, e.Author) }), nil
+func (p *peerAPI) admit(ctx context.Context, _ identity.ID, _ string, entries []*wire.Entry) ([]*wire.Entry, error) {
+	return p.who.admit(ctx, entries)
 }
 
 // outputLimits bound what comes back from a run.

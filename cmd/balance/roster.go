@@ -15,6 +15,7 @@ import (
 // again whenever an entry that can change the answer arrives.
 type roster struct {
 	self    identity.ID
+	mesh    identity.MeshID
 	entries func(ctx context.Context, topic string) ([]*wire.Entry, error)
 
 	mu    sync.Mutex
@@ -30,7 +31,7 @@ func (r *roster) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	state, err := trust.Evaluate(entries)
+	state, err := trust.Evaluate(r.mesh, entries)
 	if err != nil {
 		return fmt.Errorf("the log of the mesh: %w", err)
 	}
@@ -102,7 +103,7 @@ func (r *roster) admit(ctx context.Context, entries []*wire.Entry) ([]*wire.Entr
 				verified = append(verified, e)
 			}
 		}
-		if state, err = trust.Evaluate(append(known, verified...)); err != nil {
+		if state, err = trust.Evaluate(r.mesh, append(known, verified...)); err != nil {
 			return nil, err
 		}
 	}

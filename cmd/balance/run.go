@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -66,7 +67,7 @@ func (a *app) outline(d *draft) (task.Spec, []agent.Source, error) {
 		if spec, own, err = m.Spec(d.args); err != nil {
 			return spec, nil, err
 		}
-		sources = append(own, sources...)
+		sources = instead(own, sources)
 	}
 	spec.Needs = override(spec.Needs, d.needs)
 	spec.Limits = task.Limits{Time: cmp.Or(d.limits.Time, spec.Limits.Time), Output: cmp.Or(d.limits.Output, spec.Limits.Output)}
@@ -83,6 +84,15 @@ func (a *app) outline(d *draft) (task.Spec, []agent.Source, error) {
 		spec.Env = env
 	}
 	return spec, sources, nil
+}
+
+// instead puts a person's inputs in the place of a manifest's that have the
+// same name, and adds the others.
+func instead(own, by []agent.Source) []agent.Source {
+	out := slices.DeleteFunc(own, func(s agent.Source) bool {
+		return slices.ContainsFunc(by, func(b agent.Source) bool { return b.To == s.To })
+	})
+	return append(out, by...)
 }
 
 // findAgent turns what a person calls an agent into a path: a path stays, a
@@ -352,6 +362,9 @@ const patience = 30 * time.Second
 // run's exit code.
 func (f *follower) goOn(ctx context.Context, err error) error {
 	var p *problem
+	if errors.As(err, &p) {
+		return err // the daemon itself said no, or was not there in the first place
+	}
 	since := time.Now()
 	for f.end == nil && !f.lost && f.run != "" && ctx.Err() == nil && (!errors.As(err, &p) || p.Code == "not_running") {
 		if time.Since(since) > patience {
@@ -363,7 +376,6 @@ func (f *follower) goOn(ctx context.Context, err error) error {
 		if f.last != before {
 			since = time.Now()
 		}
-		p = nil
 	}
 	switch {
 	case f.end != nil:
@@ -487,7 +499,7 @@ func (a *app) ended(e *task.Event) error {
 	case task.Succeeded:
 		return nil
 	case task.Unplaced:
-		return a.tell(fail("no_fit", "see why with: balance why "+e.Run, "no machine fits the run %s\n%s", e.Run, e.Message), exitNoFit)
+		return a.tell(fail("no_fit", "see why with: balance why "+e.Run, "%s", e.Message), exitNoFit)
 	case task.Cancelled:
 		if code == exitLauncher || code == 0 {
 			code = exitInterrupted

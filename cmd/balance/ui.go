@@ -19,9 +19,9 @@ import (
 	"github.com/balanceai/balance/tui"
 )
 
-func uiFlags(cmd *cobra.Command) {
-	cmd.Flags().Bool("ascii", false, "draw the terminal UI with ASCII only")
-	cmd.Flags().Bool("force-sync", false, "ask the terminal for synchronized output over SSH too")
+func (a *app) uiFlags(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&a.screen.ASCII, "ascii", false, "draw the terminal UI with ASCII only")
+	cmd.Flags().BoolVar(&a.screen.Sync, "sync", false, "ask the terminal for synchronized output over SSH too")
 }
 
 // openUI is balance without a command.
@@ -40,7 +40,7 @@ func (a *app) ui(ctx context.Context, h home) error {
 	if err := b.client.get(ctx, "/v1/status", &s); err != nil {
 		return err
 	}
-	return tui.Run(ctx, b, tui.Options{})
+	return tui.Run(ctx, b, a.screen)
 }
 
 // backend is the daemon as the terminal UI needs it.

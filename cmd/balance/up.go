@@ -181,7 +181,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 		return err
 	}
 	defer func() { err = errors.Join(err, runner.Close()) }()
-	submitted := dispatch.New(dispatch.Config{
+	submitted, err := dispatch.New(dispatch.Config{
 		Self: self, Owner: who.me().Owner, Dir: h.path(followDir), Ledger: db, Blobs: blobs, Outputs: outputLimits, Log: log,
 		Runs: func(ctx context.Context) ([]task.Status, error) {
 			return db.Runs(ctx, store.RunFilter{Own: true, Active: true})
@@ -195,6 +195,9 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 		},
 		Source: func(id identity.ID) blob.Source { return client(id).Blob },
 	})
+	if err != nil {
+		return err
+	}
 	defer func() { err = errors.Join(err, submitted.Close()) }()
 
 	held := func() fleet.Held { return facts.held(runner.Held()) }
@@ -220,6 +223,8 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 		return err
 	}
 
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { facts.sampler.Run(ctx); return nil })
 	group.Go(func() error { return facts.run(ctx) })
@@ -245,8 +250,6 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	if err := submitted.Resume(ctx); err != nil {
 		return err
 	}
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
 	local := &localAPI{
 		home: h, cfg: cfg, since: time.Now(), stop: stop, self: self, node: node, db: db, who: who, view: view, facts: facts,
 		runner: runner, submitted: submitted, door: porch, log: log,

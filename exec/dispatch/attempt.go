@@ -5,17 +5,19 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/balanceai/balance/exec/fleet"
 	"github.com/balanceai/balance/exec/place"
 	"github.com/balanceai/balance/exec/task"
+	"github.com/balanceai/balance/mesh/identity"
 	"github.com/balanceai/balance/mesh/wire"
 )
 
 // choose ranks the machines that were not tried yet, and takes the best one
 // that fits, if there is one.
-func (r *run) choose() (task.Place, error) {
+func (r *run) choose() task.Place {
 	tried := func(n fleet.Node) bool {
 		return slices.ContainsFunc(r.tried, func(v task.Verdict) bool { return v.Node == n.ID })
 	}
@@ -31,18 +33,11 @@ func (r *run) choose() (task.Place, error) {
 
 // submit writes the run and the first choice into the ledger, at once.
 func (r *run) submit(ctx context.Context) error {
-	choice, err := r.choose()
-	if err != nil {
-		return err
-	}
-	r.fresh, err = r.d.cfg.Ledger.Append(ctx,
+	r.mine = []*wire.Entry{} // until now
+	r.placed = r.choose()
+	return r.writeLocked(ctx,
 		task.Draft{Topic: r.id, Kind: task.KindSubmit, Record: task.Submit{Spec: r.spec}},
-		task.Draft{Topic: r.id, Kind: task.KindPlace, Record: choice})
-	if err != nil {
-		return err
-	}
-	r.placed = choice
-	return nil
+		task.Draft{Topic: r.id, Kind: task.KindPlace, Record: r.placed})
 }
 
 // announce tells the choice to who watches, and why it is not the last one.
@@ -74,53 +69,41 @@ func failure(v task.Verdict) string {
 
 // elsewhere places the run again, after its machine did not take it.
 func (r *run) elsewhere(ctx context.Context, reasons ...task.Reason) error {
-	r.tried = append(r.tried, task.Verdict{Node: r.placed.Node, Name: r.placed.Name, Reasons: reasons})
+	r.tried = append(r.tried, task.Verdict{Node: r.placed.Node, Name: r.placed.Name, Reasons: bounded(reasons)})
 	return r.insist(ctx, "place", r.placeAgain)
 }
+
+// bounded cuts what a machine gives for reasons to what a record can hold.
+func bounded(reasons []task.Reason) []task.Reason {
+	out := slices.Clone(reasons[:min(len(reasons), maxReasons)])
+	for i := range out {
+		out[i].Rule, out[i].Text = shorten(out[i].Rule, maxReason), shorten(out[i].Text, maxReason)
+	}
+	return out
+}
+
+// shorten returns at most n bytes of s, and whole characters.
+func shorten(s string, n int) string { return strings.ToValidUTF8(s[:min(len(s), n)], "") }
 
 // placeAgain makes the next attempt, or none if the run is not wanted any more.
 func (r *run) placeAgain(ctx context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	choice, err := r.choose()
-	if err != nil {
-		return err
-	}
+	choice := r.choose()
 	drafts := []task.Draft{{Topic: r.id, Kind: task.KindPlace, Record: &choice}}
 	if r.cancel != goOn {
 		// Only what is nowhere can be cancelled without a machine's word.
-		choice = task.Place{Attempt: choice.Attempt}
+		choice.Node, choice.Name = identity.ID{}, ""
 		drafts = append(drafts, task.Draft{Topic: r.id, Kind: task.KindCancel, Record: task.Cancel{Reason: cancelReason}})
 	}
-	if _, err := r.d.cfg.Ledger.Append(ctx, drafts...); err != nil {
+	if err := r.writeLocked(ctx, drafts...); err != nil {
 		return err
 	}
-	r.placed = choice
-	r.fresh, r.announced, r.sent, r.source, r.lost, r.told = nil, false, false, 0, false, goOn
+	r.mine = nil // the last machine may have been this one, and have written too
+	r.placed, r.told = choice, goOn
+	r.announced, r.sent, r.source, r.lost = false, false, 0, false
 	r.down.Store(false)
 	return nil
-}
-
-// order is what the machine is asked to run.
-func (r *run) order(ctx context.Context) (task.Order, error) {
-	o := task.Order{Run: r.id, Attempt: r.placed.Attempt, From: r.d.cfg.Self, Entries: r.fresh}
-	if o.Entries == nil {
-		var err error
-		if o.Entries, err = r.own(ctx); err != nil {
-			return task.Order{}, err
-		}
-	}
-	return o, nil
-}
-
-// own returns all that this node has written about the run. A machine gets all
-// of it, because its ledger takes no chain with holes.
-func (r *run) own(ctx context.Context) ([]*wire.Entry, error) {
-	entries, err := r.d.cfg.Ledger.Entries(ctx, r.id)
-	if err != nil {
-		return nil, err
-	}
-	return slices.DeleteFunc(entries, func(e *wire.Entry) bool { return e.Author != r.d.cfg.Self }), nil
 }
 
 // trouble is a time without contact to the machine.
@@ -136,8 +119,8 @@ var errUnwanted = errors.New("the run is cancelled")
 // finished: nil. It returns a *[task.Refusal] when the machine does not take the
 // run, and [task.ErrUnreachable] when the order has certainly not reached it.
 func (r *run) ask(ctx context.Context) error {
-	var order task.Order
-	err := r.insist(ctx, "read order", func(ctx context.Context) (err error) { order, err = r.order(ctx); return err })
+	order := task.Order{Run: r.id, Attempt: r.placed.Attempt, From: r.d.cfg.Self}
+	err := r.insist(ctx, "read order", func(ctx context.Context) (err error) { order.Entries, err = r.own(ctx); return err })
 	if err != nil {
 		return err
 	}
@@ -161,8 +144,11 @@ func (r *run) ask(ctx context.Context) error {
 		case err == nil:
 			err = errors.New("its answer ended before the run")
 		}
-		if t.since.IsZero() || r.source > source || r.contact && time.Since(begin) > r.d.cfg.LostAfter {
+		switch {
+		case r.source > source, r.contact && (t.since.IsZero() || time.Since(begin) > r.d.cfg.LostAfter):
 			t = trouble{since: time.Now(), delay: r.d.times.retryMin}
+		case t.since.IsZero():
+			t = trouble{since: begin, delay: r.d.times.retryMin}
 		}
 		r.sent = r.sent || !errors.Is(err, task.ErrUnreachable)
 		if !r.sent && (r.down.Load() || time.Since(t.since) >= r.d.times.connect) {
@@ -217,7 +203,7 @@ func (r *run) lose(ctx context.Context, why error) error {
 	reason := fmt.Sprintf("%s is out of reach: %v", r.placed.Name, why)
 	if !r.lost {
 		record := task.LostRecord{Attempt: r.placed.Attempt, Reason: reason}
-		if _, err := r.d.cfg.Ledger.Append(ctx, task.Draft{Topic: r.id, Kind: task.KindLost, Record: record}); err != nil {
+		if err := r.write(ctx, task.KindLost, record); err != nil {
 			return err
 		}
 		r.lost = true
@@ -228,7 +214,7 @@ func (r *run) lose(ctx context.Context, why error) error {
 // find records that the machine is back, with the run.
 func (r *run) find(ctx context.Context) error {
 	again := task.Place{Attempt: r.placed.Attempt, Node: r.placed.Node, Name: r.placed.Name}
-	if _, err := r.d.cfg.Ledger.Append(ctx, task.Draft{Topic: r.id, Kind: task.KindPlace, Record: again}); err != nil {
+	if err := r.write(ctx, task.KindPlace, again); err != nil {
 		return err
 	}
 	r.lost = false

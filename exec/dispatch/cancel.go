@@ -48,7 +48,7 @@ func (r *run) wants(ctx context.Context, force bool) error {
 	defer r.mu.Unlock()
 	if r.cancel == goOn {
 		draft := task.Draft{Topic: r.id, Kind: task.KindCancel, Record: task.Cancel{Reason: cancelReason}}
-		if _, err := r.d.cfg.Ledger.Append(ctx, draft); err != nil {
+		if err := r.writeLocked(ctx, draft); err != nil {
 			return err
 		}
 		r.cancel = cancelRun

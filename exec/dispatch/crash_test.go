@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -182,7 +183,6 @@ func TestKilledAtEachStep(t *testing.T) {
 func killAt(t *testing.T, step int, late bool, setup func(*lab), act func(*testing.T, *lab, string), check func(l *lab, run, where string)) (survived bool) {
 	t.Helper()
 	l := newLab(t)
-	defer l.d.Close()
 	setup(l)
 	_ = l.d.Close()
 
@@ -211,14 +211,12 @@ func killAt(t *testing.T, step int, late bool, setup func(*lab), act func(*testi
 		}
 		ended <- l.d.Events(t.Context(), run, 0, true, func(*task.Event) error { return nil })
 	}()
-	var err2 error
 	select {
 	case <-death.died:
 		_ = l.d.Close()
-		<-ended
-	case err2 = <-ended:
-		survived = err2 == nil
-		if survived {
+		_ = <-ended // with or without the last event
+	case err := <-ended:
+		if survived = err == nil; survived {
 			l.eventually("driver ends or dies", func() bool {
 				select {
 				case <-death.died:
@@ -232,6 +230,7 @@ func killAt(t *testing.T, step int, late bool, setup func(*lab), act func(*testi
 		_ = l.d.Close()
 	}
 
+	os.Remove(l.d.unsettled(run)) // which the dead cannot have written
 	l.cfg = healthy
 	l.up()
 	if act != nil {

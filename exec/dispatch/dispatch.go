@@ -34,7 +34,6 @@ import (
 
 	"github.com/balanceai/balance/exec/blob"
 	"github.com/balanceai/balance/exec/fleet"
-	"github.com/balanceai/balance/exec/journal"
 	"github.com/balanceai/balance/exec/place"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/identity"
@@ -74,7 +73,7 @@ type Blobs interface {
 type Config struct {
 	Self  identity.ID
 	Owner string // of Self
-	Dir   string // for the journals: a folder for each run
+	Dir   string // for the journals: a file for each run
 
 	Ledger   Ledger
 	Runs     func(context.Context) ([]task.Status, error) // all that may not be over, in the ledger
@@ -119,7 +118,10 @@ var (
 
 // New returns a dispatcher. [Dispatcher.Resume] takes up the runs of an earlier
 // life.
-func New(cfg Config) *Dispatcher {
+func New(cfg Config) (*Dispatcher, error) {
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("dispatcher: %w", err)
+	}
 	cfg.LostAfter = cmp.Or(cfg.LostAfter, 15*time.Second)
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -131,7 +133,7 @@ func New(cfg Config) *Dispatcher {
 		cfg:   cfg,
 		times: times{connect: 2 * time.Second, retryMin: 100 * time.Millisecond, retryMax: 5 * time.Second, lost: time.Minute},
 		runs:  map[string]*run{},
-	}
+	}, nil
 }
 
 // Close stops following runs, which go on where they are, and waits until it
@@ -160,7 +162,7 @@ func (d *Dispatcher) Submit(ctx context.Context, spec task.Spec) (string, error)
 	}
 	if err := r.submit(ctx); err != nil {
 		_ = r.journal.Close()
-		os.RemoveAll(d.folder(r.id))
+		os.Remove(d.path(r.id))
 		return "", fmt.Errorf("submit: %w", err)
 	}
 	d.drive(r)
@@ -243,12 +245,4 @@ func (d *Dispatcher) active(id string) *run {
 	return d.runs[id]
 }
 
-func (d *Dispatcher) folder(id string) string { return filepath.Join(d.cfg.Dir, id) }
-
-// openJournal opens the journal of a run, and makes it where there is none.
-func (d *Dispatcher) openJournal(id string) (*journal.Journal, error) {
-	if err := os.MkdirAll(d.folder(id), 0o700); err != nil {
-		return nil, err
-	}
-	return journal.Open(filepath.Join(d.folder(id), "events"))
-}
+func (d *Dispatcher) path(id string) string { return filepath.Join(d.cfg.Dir, id+".events") }

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -55,7 +56,7 @@ func newLab(t testing.TB, change ...func(*Config)) *lab {
 	l := &lab{t: t, ledger: newLedger(1), hydra: newMachine(2, "hydra"), io: newMachine(3, "io"), juno: newMachine(4, "juno")}
 	l.byID = map[identity.ID]Executor{l.hydra.id(): l.hydra, l.io.id(): l.io, l.juno.id(): l.juno}
 	l.cfg = Config{
-		Self: l.ledger.key.ID(), Owner: "alice", Dir: t.TempDir(),
+		Self: l.ledger.key.ID(), Owner: "alice", Dir: filepath.Join(t.TempDir(), "runs"),
 		Ledger: l.ledger, Runs: l.ledger.runs,
 		View:     func() []fleet.Node { return []fleet.Node{l.io.node(16), l.juno.node(32), l.hydra.node(8)} },
 		Executor: func(id identity.ID) Executor { return l.byID[id] },
@@ -83,7 +84,10 @@ func (l *lab) up() {
 	l.ledger.mu.Lock()
 	l.ledger.segment++
 	l.ledger.mu.Unlock()
-	l.d = New(l.cfg)
+	var err error
+	if l.d, err = New(l.cfg); err != nil {
+		l.t.Fatal(err)
+	}
 	l.d.times = times{connect: 50 * time.Millisecond, retryMin: time.Millisecond, retryMax: 5 * time.Millisecond, lost: 10 * time.Millisecond}
 	if err := l.d.Resume(l.t.Context()); err != nil {
 		l.t.Fatal(err)
@@ -199,10 +203,7 @@ func TestRun(t *testing.T) {
 	if got := brief(l.end(id)); got != allOfIt { // once more, when it is over
 		t.Errorf("later: %s", got)
 	}
-	l.eventually("no marker", func() bool {
-		_, err := os.Lstat(l.d.marker(id))
-		return errors.Is(err, fs.ErrNotExist) && l.d.active(id) == nil
-	})
+	l.eventually("the driver to end", func() bool { return l.d.active(id) == nil })
 	if err := l.d.Cancel(t.Context(), id, false); !errors.Is(err, ErrOver) {
 		t.Errorf("cancel: %v", err)
 	}
@@ -289,6 +290,52 @@ func TestAllRefuse(t *testing.T) {
 	}
 	if st := l.status(id); st.State != task.Unplaced || st.Attempt != 4 {
 		t.Errorf("status %+v", st)
+	}
+}
+
+// A machine cannot stop a run with the length of its refusal.
+func TestEndlessRefusal(t *testing.T) {
+	l := newLab(t)
+	for range 1000 {
+		l.hydra.refusal = append(l.hydra.refusal, task.Reason{Rule: "no", Text: strings.Repeat("né", 600)})
+	}
+	l.byID[l.hydra.id()] = refuser{l.hydra}
+	got := brief(l.end(l.submit(bare())))
+	if !strings.HasSuffix(got, "succeeded") || len(got) > 30_000 {
+		t.Errorf("got %d bytes: %.100s", len(got), got)
+	}
+}
+
+// refuser refuses without a record, which could not hold its reasons.
+type refuser struct{ *machine }
+
+func (r refuser) Start(context.Context, task.Order, func(*task.Event) error) error {
+	return &task.Refusal{Reasons: r.refusal}
+}
+
+func TestAttemptsAreBounded(t *testing.T) {
+	var nodes []fleet.Node
+	l := newLab(t, func(c *Config) {
+		executor := c.Executor
+		c.Executor = func(id identity.ID) Executor {
+			if e := executor(id); e != nil {
+				return e
+			}
+			return refuser{&machine{refusal: []task.Reason{{Rule: "terms", Text: "no"}}}}
+		}
+		c.View = func() []fleet.Node { return nodes }
+	})
+	for i := range byte(2 * maxAttempts) {
+		n := l.hydra.node(8)
+		n.ID, n.Name = identity.ID{200, i}, fmt.Sprintf("n%d", i)
+		nodes = append(nodes, n)
+	}
+	events := l.end(l.submit(bare()))
+	if got := strings.Count(brief(events), "placed@"); got != maxAttempts {
+		t.Errorf("%d attempts", got)
+	}
+	if last := events[len(events)-1]; last.State != task.Unplaced || !strings.Contains(last.Message, "was not asked any more") {
+		t.Errorf("last event %+v", last)
 	}
 }
 
@@ -465,6 +512,9 @@ func TestCancelBetweenMachines(t *testing.T) {
 	if got := brief(l.end(id)); got != "placed@hydra cancelled" {
 		t.Errorf("got %s", got)
 	}
+	if why, err := l.d.Why(t.Context(), id); err != nil || len(why) != 2 || len(why[0].Refusal) != 1 || why[1].Node != "" {
+		t.Errorf("why %+v, %v", why, err)
+	}
 	if st := l.status(id); st.State != task.Cancelled {
 		t.Errorf("status %+v", st)
 	}
@@ -569,6 +619,59 @@ func TestStdinBreaksOff(t *testing.T) {
 	}
 }
 
+// What a break takes with it is sent again, also while nothing more comes.
+func TestStdinSendsAgain(t *testing.T) {
+	pr, pw := io.Pipe()
+	defer func() { _ = pw.Close() }()
+	src := &source{in: pr}
+	first := src.from(0)
+	go func() { _, _ = pw.Write([]byte("line\n")) }()
+	buf := make([]byte, 100)
+	if n, err := first.Read(buf); string(buf[:n]) != "line\n" || err != nil {
+		t.Fatalf("%q %v", buf[:n], err)
+	}
+	waiting := make(chan string)
+	go func() { // the broken request still waits for the next line
+		b := make([]byte, 100)
+		n, _ := first.Read(b)
+		waiting <- string(b[:n])
+	}()
+	if src.sent() != 5 || !src.has(2) || src.has(6) {
+		t.Errorf("sent %d", src.sent())
+	}
+	second := src.from(2)
+	if n, err := second.Read(buf); string(buf[:n]) != "ne\n" || err != nil {
+		t.Errorf("again: %q %v", buf[:n], err)
+	}
+	_, _ = pw.Write([]byte("next\n"))
+	pw.Close()
+	rest, err := io.ReadAll(second)
+	if got := <-waiting; string(rest) != "next\n" || err != nil || got != "next\n" && got != "" {
+		t.Errorf("rest %q %v, the other got %q", rest, err, got)
+	}
+	if _, err := src.from(0).Read(buf); err != nil || src.broken() != nil {
+		t.Error(err, src.broken())
+	}
+}
+
+func TestStdinWindow(t *testing.T) {
+	const size = 5 * window / 2
+	src := &source{in: io.LimitReader(zeros{}, size)}
+	if n, err := io.Copy(io.Discard, src.from(0)); n != size || err != nil {
+		t.Fatal(n, err)
+	}
+	if src.has(0) || !src.has(size-window) || len(src.tail) > 2*window+64<<10 {
+		t.Errorf("keeps %d bytes", len(src.tail))
+	}
+	if _, err := src.from(0).Read(make([]byte, 1)); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("what is gone: %v", err)
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
 type iotestErr struct{ err error }
 
 func (e iotestErr) Read([]byte) (int, error) { return 0, e.err }
@@ -637,10 +740,11 @@ func TestEventsAreTheSubmitters(t *testing.T) {
 		m.emit(run, task.Event{Type: task.EventPlaced, Node: "evil"})
 		m.emit(run, task.Event{Type: "from the future"})
 		m.emit(run, task.Event{Type: task.EventNote, Message: strings.Repeat("m", 10_000)})
+		m.output(run, strings.Repeat("\x01", 900_000))
 		m.finish(run, task.Finished{State: task.Succeeded})
 	}
 	events := l.end(l.submit(bare()))
-	if len(events) != 5 {
+	if len(events) != 6 || !strings.Contains(events[4].Message, "sends more than the run may keep") {
 		t.Fatalf("got %s", brief(events))
 	}
 	out := events[2]
@@ -722,11 +826,45 @@ func TestCloseEndsNothing(t *testing.T) {
 	}
 }
 
+// The receipt of a run whose machine was away at the end reaches it later.
+func TestSettledLater(t *testing.T) {
+	l := newLab(t)
+	away := &away{machine: l.hydra}
+	l.byID[l.hydra.id()] = away
+	id := l.submit(bare())
+	l.end(id)
+	l.eventually("a file that says so", func() bool { _, err := os.Lstat(l.d.unsettled(id)); return err == nil })
+	_ = l.d.Close()
+	l.up()
+	if settled(l.hydra, id) {
+		t.Fatal("settled")
+	}
+	away.back.Store(true)
+	l.d.NodeUp(l.hydra.id())
+	l.eventually("settled", func() bool { return settled(l.hydra, id) && l.d.active(id) == nil })
+	if _, err := os.Lstat(l.d.unsettled(id)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the file is still there: %v", err)
+	}
+}
+
+// away cannot be reached for the settlement.
+type away struct {
+	*machine
+	back atomic.Bool
+}
+
+func (a *away) Settle(ctx context.Context, run string, entries []*wire.Entry) error {
+	if !a.back.Load() {
+		return task.ErrUnreachable
+	}
+	return a.machine.Settle(ctx, run, entries)
+}
+
 func TestJournalsArePrivate(t *testing.T) {
 	l := newLab(t)
 	id := l.submit(bare())
 	l.end(id)
-	for path, mode := range map[string]fs.FileMode{l.d.folder(id): 0o700, filepath.Join(l.d.folder(id), "events"): 0o600} {
+	for path, mode := range map[string]fs.FileMode{l.cfg.Dir: 0o700, l.d.path(id): 0o600} {
 		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != mode {
 			t.Errorf("%s: %v %v", path, info.Mode(), err)
 		}

@@ -33,22 +33,15 @@ func (r *run) finish(ctx context.Context) error {
 	return r.insist(ctx, "end", func(context.Context) error { return r.logEnd(r.end.status()) })
 }
 
-// countersign writes the receipt, once. The file beside the journal says that
-// the machine does not have it yet.
+// countersign writes the receipt, once.
 func (r *run) countersign(ctx context.Context) error {
 	if r.countersigned {
 		return nil
 	}
-	if err := os.WriteFile(r.d.marker(r.id), nil, 0o600); err != nil {
-		return err
-	}
-	record := task.Receipt{Attempt: r.placed.Attempt, Finished: r.end.entry.Hash()}
-	_, err := r.d.cfg.Ledger.Append(ctx, task.Draft{Topic: r.id, Kind: task.KindReceipt, Record: record})
+	err := r.write(ctx, task.KindReceipt, task.Receipt{Attempt: r.placed.Attempt, Finished: r.end.entry.Hash()})
 	r.countersigned = err == nil
 	return err
 }
-
-func (d *Dispatcher) marker(id string) string { return filepath.Join(d.folder(id), "unsettled") }
 
 // fetch brings the run's output files, if it left some. It gives up when nothing
 // has come for a while.
@@ -114,21 +107,31 @@ func endEvent(st task.Status) task.Event {
 }
 
 // settle gives the machine this node's last entries, and keeps at it until it
-// has them.
+// has them, in this life or a later one.
 func (r *run) settle(ctx context.Context) {
 	if r.placed.Node.IsZero() {
 		return
 	}
 	exec := r.d.cfg.Executor(r.placed.Node)
-	for delay := r.d.times.retryMin; ctx.Err() == nil; delay = min(2*delay, r.d.times.lost) {
+	for delay := r.d.times.retryMin; ; delay = min(2*delay, r.d.times.lost) {
 		err := r.settleOnce(ctx, exec)
 		if err == nil || errors.Is(err, task.ErrNoRun) { // a machine may forget what has ended
-			os.Remove(r.d.marker(r.id))
+			os.Remove(r.d.unsettled(r.id))
+			return
+		}
+		if err := os.WriteFile(r.d.unsettled(r.id), nil, 0o600); err != nil {
+			r.d.cfg.Log.Error("receipt may not reach the machine", "run", r.id, "err", err)
+		}
+		if ctx.Err() != nil {
 			return
 		}
 		r.wait(ctx, delay)
 	}
 }
+
+// unsettled is the path of the file that says that a run's machine does not
+// have the receipt.
+func (d *Dispatcher) unsettled(id string) string { return filepath.Join(d.cfg.Dir, id+".unsettled") }
 
 func (r *run) settleOnce(ctx context.Context, exec Executor) error {
 	entries, err := r.own(ctx)

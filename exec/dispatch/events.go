@@ -41,7 +41,7 @@ func (d *Dispatcher) journalOf(ctx context.Context, id string) (*journal.Journal
 	}
 	d.past.Lock()
 	defer d.past.Unlock()
-	j, err := d.openJournal(id)
+	j, err := journal.Open(d.path(id))
 	if err != nil || j.Finished() {
 		return j, err
 	}

@@ -315,8 +315,10 @@ func (m *machine) Stdin(ctx context.Context, run string, offset int64, in io.Rea
 	m.mu.Lock()
 	r := m.runs[run]
 	m.mu.Unlock()
-	if have := int64(r.stdin.Len()); offset != have {
+	if have := int64(r.stdin.Len()); offset > have {
 		return &task.OffsetError{Offset: have}
+	} else if _, err := io.CopyN(io.Discard, in, have-offset); err != nil {
+		return err
 	}
 	for buf := make([]byte, 1000); ; {
 		n, err := in.Read(buf)

@@ -5,37 +5,51 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/wire"
 )
 
+// sureSettled is how many of the newest receipts are handed over again after a
+// start: the last life may have ended between a receipt and its delivery.
+const sureSettled = 64
+
 // Resume takes up this node's runs of an earlier life that are not over, or
-// whose machine does not have the receipt. It is called once, before Submit. A
+// whose machine may not have the receipt. It is called once, before Submit. A
 // run that cannot be taken up does not keep the others from it.
 func (d *Dispatcher) Resume(ctx context.Context) error {
 	list, err := d.cfg.Runs(ctx)
 	if err != nil {
 		return fmt.Errorf("resume runs: %w", err)
 	}
+	slices.SortFunc(list, func(a, b task.Status) int { return b.Finished.Compare(a.Finished) })
+	receipts := 0
 	var errs []error
 	for _, st := range list {
-		if st.Submitter == d.cfg.Self && !d.over(st) {
-			if err := d.revive(ctx, st.ID); err != nil {
-				errs = append(errs, fmt.Errorf("resume run %s: %w", st.ID, err))
-			}
+		if st.Submitter != d.cfg.Self || d.over(st, &receipts) {
+			continue
+		}
+		if err := d.revive(ctx, st.ID); err != nil {
+			errs = append(errs, fmt.Errorf("resume run %s: %w", st.ID, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// over reports whether nothing is left to do for a run.
-func (d *Dispatcher) over(st task.Status) bool {
-	if !st.State.Final() {
+// over reports whether nothing is left to do for a run. It counts receipts.
+func (d *Dispatcher) over(st task.Status, receipts *int) bool {
+	switch {
+	case !st.State.Final():
+		return false
+	case st.NodeID.IsZero():
+		return true
+	case !st.Receipt:
 		return false
 	}
-	_, err := os.Lstat(d.marker(st.ID))
-	return st.NodeID.IsZero() || st.Receipt && err != nil
+	*receipts++
+	_, err := os.Lstat(d.unsettled(st.ID))
+	return err != nil && *receipts > sureSettled
 }
 
 // revive makes a driver for a run from what the ledger has.
@@ -71,7 +85,12 @@ func (r *run) remember(ctx context.Context, entries []*wire.Entry) error {
 		return r.placeAgain(ctx)
 	}
 	r.sent = true // for all that is known
-	return nil
+	if !r.countersigned {
+		return nil
+	}
+	var err error
+	r.end, err = r.account(entries)
+	return err
 }
 
 func (r *run) rememberEntry(e *wire.Entry) error {

@@ -3,6 +3,7 @@ package dispatch
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,7 +30,6 @@ type run struct {
 	started chan struct{} // closed when the program runs, or never will
 
 	// The driver's own.
-	fresh         []*wire.Entry  // submit and place, as they were written just now
 	tried         []task.Verdict // machines that did not take the run, and why
 	announced     bool           // the choice is in the journal
 	sent          bool           // the machine may have received the order
@@ -42,7 +42,8 @@ type run struct {
 	countersigned bool           // the receipt is in the ledger
 
 	mu     sync.Mutex
-	placed task.Place // the last choice; the driver changes it
+	placed task.Place    // the last choice; the driver changes it
+	mine   []*wire.Entry // all that this node has written about the run; nil where that has to be looked up
 	cancel wish
 	told   wish // what the machine knows of it
 }
@@ -58,7 +59,7 @@ const (
 
 // newRun opens the journal of a run that is to get a driver.
 func (d *Dispatcher) newRun(id string, spec task.Spec) (*run, error) {
-	j, err := d.openJournal(id)
+	j, err := journal.Open(d.path(id))
 	if err != nil {
 		return nil, err
 	}
@@ -115,9 +116,6 @@ func (r *run) bring(ctx context.Context) error {
 		return err
 	}
 	if r.countersigned { // so all that came before is in the journal
-		if err := r.insist(ctx, "read account", func(ctx context.Context) (err error) { r.end, err = r.account(ctx); return err }); err != nil {
-			return err
-		}
 		return r.finish(ctx)
 	}
 	for !r.placed.Node.IsZero() {
@@ -178,6 +176,37 @@ func sleep(ctx context.Context, d time.Duration) {
 	case <-ctx.Done():
 	case <-time.After(d):
 	}
+}
+
+// write writes about the run into the ledger.
+func (r *run) write(ctx context.Context, kind string, record any) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.writeLocked(ctx, task.Draft{Topic: r.id, Kind: kind, Record: record})
+}
+
+func (r *run) writeLocked(ctx context.Context, drafts ...task.Draft) error {
+	entries, err := r.d.cfg.Ledger.Append(ctx, drafts...)
+	if err == nil && r.mine != nil {
+		r.mine = append(r.mine, entries...)
+	}
+	return err
+}
+
+// own returns all that this node has written about the run, in order. A machine
+// gets all of it, because its ledger takes no chain with holes.
+func (r *run) own(ctx context.Context) ([]*wire.Entry, error) {
+	r.mu.Lock()
+	mine := slices.Clone(r.mine)
+	r.mu.Unlock()
+	if mine != nil {
+		return mine, nil
+	}
+	entries, err := r.d.cfg.Ledger.Entries(ctx, r.id)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(entries, func(e *wire.Entry) bool { return e.Author != r.d.cfg.Self }), nil
 }
 
 // log writes an event of this node into the run's journal.

@@ -18,7 +18,7 @@ import (
 // waits for it would wait for ever. The run's events then say so.
 func (d *Dispatcher) Stdin(ctx context.Context, id string, in io.Reader) error {
 	r := d.active(id)
-	if r == nil {
+	if r == nil || r.journal.Finished() {
 		if _, err := d.status(ctx, id); err != nil {
 			return err
 		}
@@ -58,6 +58,7 @@ func (r *run) send(ctx context.Context, src *source) error {
 		case errors.Is(err, task.ErrBroken), errors.Is(err, task.ErrUnreachable):
 			sleep(ctx, delay)
 			delay = min(2*delay, r.d.times.retryMax)
+			offset = src.sent() // the machine says from where it goes on, if not from there
 		default:
 			return err
 		}
@@ -71,11 +72,13 @@ const window = 8 << 20
 
 // source is an input of which the newest part can be read again.
 type source struct {
-	mu   sync.Mutex // held while in is read: one that reads waits for the other
+	turn sync.Mutex // held by who reads in
 	in   io.Reader
+
+	mu   sync.Mutex
 	tail []byte // what was read last
 	read int64  // bytes read in all
-	end  error
+	end  error  // why there is no more
 }
 
 // from reads the input from an offset on, which it must have.
@@ -85,6 +88,13 @@ func (s *source) has(offset int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return offset <= s.read && offset >= s.read-int64(len(s.tail))
+}
+
+// sent returns how much of the input was read.
+func (s *source) sent() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.read
 }
 
 // broken returns why the input ended, if that was not its end.
@@ -97,38 +107,55 @@ func (s *source) broken() error {
 	return s.end
 }
 
+// keep keeps what was read.
+func (s *source) keep(b []byte, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.tail) > 2*window { // seldom, as all that is kept moves
+		s.tail = append(s.tail[:0], s.tail[len(s.tail)-window:]...)
+	}
+	s.tail = append(s.tail, b...)
+	s.read += int64(len(b))
+	s.end = err
+}
+
+// sourceReader reads for one request. Another may still be waiting for input
+// when this one begins; what that gets, this one gets as well.
 type sourceReader struct {
 	*source
 	offset int64
 }
 
 func (r *sourceReader) Read(p []byte) (int, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.offset == r.read && r.end == nil && len(p) > 0 {
-		r.more(len(p))
+	if n, err := r.kept(p); n > 0 || err != nil {
+		return n, err
 	}
-	if r.offset == r.read && r.end != nil {
+	r.turn.Lock()
+	defer r.turn.Unlock()
+	if n, err := r.kept(p); n > 0 || err != nil {
+		return n, err
+	}
+	n, err := r.in.Read(p)
+	r.keep(p[:n], err)
+	r.offset += int64(n)
+	if err != nil && n == 0 {
 		return 0, io.EOF
 	}
+	return n, nil
+}
+
+// kept reads what was read before, if anything is left of it.
+func (r *sourceReader) kept(p []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	behind := r.read - r.offset
-	if behind > int64(len(r.tail)) {
+	switch {
+	case behind > int64(len(r.tail)):
 		return 0, io.ErrUnexpectedEOF // of a request that another has overtaken
+	case behind == 0 && r.end != nil:
+		return 0, io.EOF
 	}
 	n := copy(p, r.tail[int64(len(r.tail))-behind:])
 	r.offset += int64(n)
 	return n, nil
-}
-
-// more reads up to n bytes more.
-func (s *source) more(n int) {
-	if len(s.tail) > 2*window { // seldom, as all that is kept moves
-		s.tail = append(s.tail[:0], s.tail[len(s.tail)-window:]...)
-	}
-	at := len(s.tail)
-	s.tail = append(s.tail, make([]byte, n)...)
-	got, err := s.in.Read(s.tail[at:])
-	s.tail = s.tail[:at+got]
-	s.read += int64(got)
-	s.end = err
 }

@@ -12,9 +12,12 @@ import (
 
 // Bounds on what a machine can make this node keep of a run.
 const (
-	maxEntries  = 16   // in one event
-	maxMessage  = 4096 // bytes
-	eventCost   = 256  // bytes that an event takes besides its output
+	maxEntries  = 16        // in one event
+	maxMessage  = 4096      // bytes
+	maxOutput   = 128 << 10 // bytes, in one event; machines send a quarter of that
+	maxReasons  = 32        // of a refusal
+	maxReason   = 512       // bytes
+	eventCost   = 256       // bytes that an event takes besides its output
 	leastOutput = 256 * task.MiB
 )
 
@@ -32,6 +35,7 @@ func journalRoom(spec *task.Spec) int64 {
 // the event into the journal. An event that was taken before is left out.
 func (r *run) take(ctx context.Context, exec Executor, e *task.Event) error {
 	r.contact, r.sent = true, true
+	r.down.Store(false)
 	if r.lost {
 		if err := r.find(ctx); err != nil {
 			return err
@@ -48,7 +52,7 @@ func (r *run) take(ctx context.Context, exec Executor, e *task.Event) error {
 		return err
 	}
 	if e.Type == task.EventFinished {
-		r.end, err = r.account(ctx)
+		r.end, err = r.account(entries)
 		return err
 	}
 	if err := r.show(e); err != nil {
@@ -116,15 +120,16 @@ func (r *run) show(e *task.Event) error {
 			out.Stream = task.Stderr
 		}
 	case task.EventNote:
-		out.Message = e.Message[:min(len(e.Message), maxMessage)]
+		out.Message = shorten(e.Message, maxMessage)
 	default:
 		return nil // a newer program's
 	}
 	if r.full {
 		return nil
 	}
-	if r.room -= cost(&out); r.room < 0 {
-		r.full = true
+	r.room -= cost(&out)
+	r.full = r.room < 0 || len(out.Data)+len(out.Binary) > maxOutput
+	if r.full {
 		out = task.Event{Type: task.EventNote, Source: e.Seq, Message: r.placed.Name + " sends more than the run may keep: the rest is left out"}
 	}
 	return r.log(out)
@@ -143,12 +148,8 @@ func (e *ending) status() task.Status {
 	return task.Status{State: e.State, ExitCode: &e.ExitCode, Reason: e.Reason, Finished: e.entry.Time(), Outputs: e.Outputs}
 }
 
-// account finds the machine's account in the ledger.
-func (r *run) account(ctx context.Context) (*ending, error) {
-	entries, err := r.d.cfg.Ledger.Entries(ctx, r.id)
-	if err != nil {
-		return nil, err
-	}
+// account finds the machine's account of the attempt among its entries.
+func (r *run) account(entries []*wire.Entry) (*ending, error) {
 	for _, e := range entries {
 		if e.Author != r.placed.Node || e.Kind != task.KindFinished {
 			continue

@@ -92,6 +92,9 @@ func sentence(a Attempt) string {
 		for i, r := range v.Reasons {
 			texts[i] = r.Text
 		}
+		if v.Fits {
+			texts = []string{"was not asked any more"}
+		}
 		parts = append(parts, v.Name+" "+strings.Join(texts, ", "))
 	}
 	if more := len(a.Ranking) + a.More - len(parts); more > 0 {

@@ -178,8 +178,13 @@ func (f *fit) never(rule string, need, have uint64, format string, args ...any) 
 	f.refuse(false, rule, need, have, format, args...)
 }
 
+// longest bounds a sentence, in which the machine's own words may be.
+const longest = 512
+
 func (f *fit) refuse(ever bool, rule string, need, have uint64, format string, args ...any) {
-	f.reasons = append(f.reasons, task.Reason{
-		Rule: rule, Text: fmt.Sprintf(format, args...), Need: need, Have: have, Ever: ever,
-	})
+	text := fmt.Sprintf(format, args...)
+	if len(text) > longest {
+		text = strings.ToValidUTF8(text[:longest], "") + "…"
+	}
+	f.reasons = append(f.reasons, task.Reason{Rule: rule, Text: text, Need: need, Have: have, Ever: ever})
 }

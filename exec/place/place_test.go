@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/balanceai/balance/exec/fleet"
 	"github.com/balanceai/balance/exec/policy"
@@ -195,6 +196,19 @@ func TestReasons(t *testing.T) {
 				t.Errorf("got %d reasons and devices %q:\n%+v\nwant\n%+v", len(got), devices, got, tc.want)
 			}
 		})
+	}
+}
+
+func TestSentencesAreBounded(t *testing.T) {
+	n := machine(1, gpu(strings.Repeat("né", 10_000), task.GiB, task.GiB), func(n *fleet.Node) { n.Offer.OS = strings.Repeat("x", 50_000) })
+	reasons, _ := Check(spec(task.Needs{OS: []string{"linux"}, GPUModels: []string{"L4"}, VRAM: 2 * task.GiB}), "alice", &n, task.Needs{}, noon)
+	if len(reasons) != 3 {
+		t.Fatalf("%d reasons", len(reasons))
+	}
+	for _, r := range reasons {
+		if len(r.Text) > longest+len("…") || !utf8.ValidString(r.Text) {
+			t.Errorf("%d bytes: %.100s", len(r.Text), r.Text)
+		}
 	}
 }
 

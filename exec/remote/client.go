@@ -262,8 +262,7 @@ func (k *call) heard() {
 
 // failed says what the end of a request by err means to who asked under ctx.
 func (k *call) failed(ctx context.Context, err error) error {
-	var u *url.Error
-	if errors.As(err, &u) {
+	if u, ok := errors.AsType[*url.Error](err); ok {
 		err = u.Err // without the URL, which says nothing to a person
 	}
 	if k.silent.Load() {

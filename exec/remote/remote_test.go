@@ -279,7 +279,7 @@ func TestStdinOfAFinishedRun(t *testing.T) {
 	f.happen(run1)
 	l := serve(t, &Server{Runner: f})
 	pr, pw := io.Pipe()
-	defer pw.Close()
+	defer func() { _ = pw.Close() }()
 	done := make(chan error, 1)
 	go func() { done <- l.client.Stdin(t.Context(), run1, 0, pr) }()
 	_, _ = pw.Write([]byte("x"))

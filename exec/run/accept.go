@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 
-	"github.com/balanceai/balance/exec/journal"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/wire"
 )
@@ -20,7 +18,7 @@ import (
 func (r *Runner) Start(ctx context.Context, o task.Order, yield func(*task.Event) error) error {
 	w, err := r.check(&o)
 	if err != nil {
-		return &task.Refusal{Reasons: []task.Reason{task.Reasonf("order", "the order is not valid: %v", err)}}
+		return invalid(err)
 	}
 	x, err := r.take(ctx, &o, w)
 	if errors.Is(err, errAgain) {
@@ -86,7 +84,7 @@ func (r *Runner) take(ctx context.Context, o *task.Order, w wish) (*live, error)
 	}
 	if x := r.runs[o.Run]; x != nil {
 		r.mu.Unlock()
-		return x.join(ctx, o.Attempt)
+		return r.join(ctx, x, o, w)
 	}
 	x, life := newLive(r, o.Run)
 	x.attempt, x.from, x.spec = o.Attempt, o.From, w.spec
@@ -106,6 +104,7 @@ func (r *Runner) take(ctx context.Context, o *task.Order, w wish) (*live, error)
 	go func() {
 		defer r.wg.Done()
 		x.live(life)
+		r.spares.add()
 	}()
 	return x, nil
 }
@@ -117,17 +116,33 @@ func (r *Runner) drop(x *live) {
 	delete(r.runs, x.id)
 }
 
-// join waits until it is known whether an attempt is accepted.
-func (x *live) join(ctx context.Context, attempt int) (*live, error) {
+// join waits until it is known whether the run x is accepted.
+func (r *Runner) join(ctx context.Context, x *live, o *task.Order, w wish) (*live, error) {
 	select {
 	case <-x.ready:
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	if x.attempt != attempt {
-		return nil, &task.Refusal{Reasons: []task.Reason{otherAttempt(x.attempt)}}
+	switch {
+	case x.from != o.From:
+		return nil, invalid(errOther)
+	case x.attempt == o.Attempt:
+		return x, x.err
+	case x.err != nil: // it makes way
+		return r.take(ctx, o, w)
 	}
-	return x, x.err
+	p, err := r.past(ctx, o.Run)
+	if err != nil {
+		return nil, err
+	}
+	return nil, r.refuse(ctx, o, p.own, otherAttempt(x.attempt))
+}
+
+var errOther = errors.New("the run is somebody else's")
+
+// invalid refuses an order that means nothing, so that nothing is written.
+func invalid(err error) *task.Refusal {
+	return &task.Refusal{Reasons: []task.Reason{task.Reasonf("order", "the order is not valid: %v", err)}}
 }
 
 func otherAttempt(n int) task.Reason {
@@ -139,6 +154,9 @@ func (r *Runner) accept(ctx context.Context, x *live, o *task.Order, w wish) err
 	p, err := r.past(ctx, o.Run)
 	if err != nil {
 		return err
+	}
+	if p.accepted != nil && p.submitter != o.From {
+		return invalid(errOther)
 	}
 	if p.accepted != nil && p.accepted.Attempt == o.Attempt {
 		return errAgain
@@ -167,8 +185,8 @@ func (r *Runner) accept(ctx context.Context, x *live, o *task.Order, w wish) err
 func (x *live) promise(ctx context.Context, o *task.Order, w wish, own []*wire.Entry) error {
 	ledger := x.r.cfg.Ledger
 	if _, err := ledger.Accept(ctx, o.Entries...); err != nil {
-		if errors.Is(err, wire.ErrSignature) {
-			return &task.Refusal{Reasons: []task.Reason{task.Reasonf("order", "the order is not valid: %v", err)}}
+		if errors.Is(err, wire.ErrSignature) || errors.Is(err, wire.ErrFork) || errors.Is(err, wire.ErrGap) {
+			return invalid(err)
 		}
 		return fmt.Errorf("accept %s: %w", o.Run, err)
 	}
@@ -232,37 +250,4 @@ func (r *Runner) disk(spec *task.Spec) *task.Reason {
 	reason := task.Reasonf("disk", "has %v of disk left, and needs %v for the run's inputs and itself", free, need)
 	reason.Need, reason.Have, reason.Ever = uint64(need), uint64(free), true
 	return &reason
-}
-
-// prepare makes the folder of a run and what is open during its life. The
-// ledger knows nothing of the run, so what is there is left over.
-func (x *live) prepare() error {
-	if err := os.RemoveAll(x.dir); err != nil {
-		return err
-	}
-	for _, dir := range []string{x.dir, x.work(), x.temp()} {
-		if err := os.Mkdir(dir, 0o700); err != nil {
-			return err
-		}
-	}
-	if x.spec.Stdin {
-		var err error
-		if x.stdin, err = newStdin(); err != nil {
-			return err
-		}
-	}
-	var err error
-	x.journal, err = journal.Open(x.r.journalPath(x.id))
-	return err
-}
-
-// discard undoes prepare for a run that was not promised after all.
-func (x *live) discard() {
-	if x.journal != nil {
-		_ = x.journal.Close()
-	}
-	if x.stdin != nil {
-		x.stdin.close()
-	}
-	os.RemoveAll(x.dir)
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/balanceai/balance/exec/blob"
@@ -111,6 +110,9 @@ func (x *live) remembered() (task.Finished, error) {
 	if err != nil {
 		return task.Finished{}, err
 	}
+	if len(b) == 0 {
+		return task.Finished{}, os.ErrNotExist
+	}
 	var fin task.Finished
 	if err := wire.Unmarshal(b, &fin); err != nil {
 		return task.Finished{}, fmt.Errorf("%s: %w", x.exitPath(), err)
@@ -120,5 +122,3 @@ func (x *live) remembered() (task.Finished, error) {
 	}
 	return fin, nil
 }
-
-func (x *live) exitPath() string { return filepath.Join(x.dir, "exit") }

@@ -324,8 +324,8 @@ func (c control) killLeft(_ string, runs []string) error {
 
 // awaitExit waits until a process has ended. It leaves the exit status to be
 // waited for, so that the process id stays taken: the state is nil.
-func awaitExit(p *os.Process) (*os.ProcessState, error) {
+func awaitExit(p *os.Process) *os.ProcessState {
 	for errors.Is(unix.Waitid(unix.P_PID, p.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil), unix.EINTR) {
 	}
-	return nil, nil
+	return nil
 }

@@ -1,8 +1,6 @@
 package run
 
 import (
-	"context"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -13,12 +11,6 @@ import (
 
 	"github.com/balanceai/balance/exec/task"
 )
-
-func contextWithCancel(t *testing.T) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(t.Context())
-	t.Cleanup(cancel)
-	return ctx, cancel
-}
 
 // reported returns those of the processes that have reported in a file and
 // live, and how many have reported.
@@ -123,9 +115,9 @@ func TestHeldOutput(t *testing.T) {
 func TestGroupsBelow(t *testing.T) {
 	l := newLab(t)
 	need(t, l.control.cgroup != "" && os.Getuid() == 0, "root and a control group (version 2)")
-	o := order(spec("sh", "-c", fmt.Sprintf("mkdir -p $0/a/b && (sleep 3600 & echo $! > $0/a/b/cgroup.procs); echo made"), ""))
-	group := filepath.Join(l.control.cgroup, l.control.leaf+o.Run)
-	o = orderOf(o.Run, spec("sh", "-c", "mkdir -p $0/a/b; sleep 3600 >/dev/null 2>&1 & echo $! > $0/a/b/cgroup.procs; echo made", group), 1)
+	id := task.NewID()
+	group := filepath.Join(l.control.cgroup, l.control.leaf+id)
+	o := orderOf(id, spec("sh", "-c", "mkdir -p $0/a/b; sleep 3600 >/dev/null 2>&1 & echo $! > $0/a/b/cgroup.procs; echo made", group), 1)
 	if r := l.run(o); r.stdout.String() != "made\n" {
 		t.Errorf("%q %q", r.stdout.String(), r.stderr.String())
 	}
@@ -156,5 +148,36 @@ func TestOthersStay(t *testing.T) {
 	time.Sleep(10 * time.Millisecond)
 	if state, _, _ := processState(p.Pid); state == 'Z' || state == 0 {
 		t.Error("it was killed")
+	}
+}
+
+// The node dies while the run goes on: its processes are killed, its end is
+// written, and it is not started again.
+func TestNodeDies(t *testing.T) {
+	pids := filepath.Join(t.TempDir(), "pids")
+	o := order(bad("stubborn", pids))
+	n := newNode(t, o)
+	n.live("ready", 100*time.Millisecond)
+	if alive, all := reported(t, pids); all != 3 || len(alive) == 0 {
+		t.Fatalf("%d of %d left: not the case that is to be tested", len(alive), all)
+	}
+	l := n.next()
+	if alive, _ := reported(t, pids); len(alive) != 0 {
+		t.Errorf("%d survive", len(alive))
+	}
+	r := l.run(o)
+	if f := r.account; f.State != task.Failed || f.ExitCode != -1 || f.Reason != nodeStopped {
+		t.Errorf("%s, exit code %d: %q", f.State, f.ExitCode, f.Reason)
+	}
+	if r.stdout.String() != "ready\n" || r.events[0].Type != task.EventStarted {
+		t.Errorf("%d events, %q", len(r.events), r.stdout.String())
+	}
+	if _, all := reported(t, pids); all != 3 {
+		t.Error("it was started again")
+	}
+	// Whoever saw what a power cut took gets the end all the same.
+	var late result
+	if err := l.Follow(t.Context(), o.Run, 1000, late.add); err != nil || late.finished == nil {
+		t.Errorf("a late follower: %v", err)
 	}
 }

@@ -42,20 +42,21 @@ var (
 	strangers = identity.KeyFromSeed([32]byte{3})
 )
 
-// ledger is a node's ledger in memory. Entries are signed and verified as in a
-// real one; it can be slow or fail on order.
+// ledger is a node's ledger in memory, and in a file where it has one. Entries
+// are signed and verified as in a real one; it can fail on order.
 type ledger struct {
 	key identity.Key
 
-	mu      sync.Mutex
-	entries []*wire.Entry
-	pause   time.Duration
-	err     error // of Append
-	file    *os.File
+	mu     sync.Mutex
+	topics map[string][]*wire.Entry
+	err    error    // of Append
+	file   *os.File // one entry a line
+	sync   bool     // to disk, each time
 }
 
+func newLedger() *ledger { return &ledger{key: nodeKey, topics: map[string][]*wire.Entry{}} }
+
 func (l *ledger) Append(_ context.Context, drafts ...task.Draft) ([]*wire.Entry, error) {
-	time.Sleep(l.pause)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.err != nil {
@@ -63,10 +64,11 @@ func (l *ledger) Append(_ context.Context, drafts ...task.Draft) ([]*wire.Entry,
 	}
 	var out []*wire.Entry
 	for _, d := range drafts {
-		e := sign(l.key, l.entries, d)
+		e := sign(l.key, l.topics[d.Topic], d)
 		l.keep(e)
 		out = append(out, e)
 	}
+	l.flush()
 	return out, nil
 }
 
@@ -90,18 +92,26 @@ func sign(key identity.Key, entries []*wire.Entry, d task.Draft) *wire.Entry {
 }
 
 func (l *ledger) keep(e *wire.Entry) {
-	l.entries = append(l.entries, e)
+	l.topics[e.Topic] = append(l.topics[e.Topic], e)
 	if l.file != nil {
 		fmt.Fprintf(l.file, "%x\n", e.Encode())
 	}
 }
 
+// flush ends a transaction.
+func (l *ledger) flush() {
+	if l.sync {
+		if err := l.file.Sync(); err != nil {
+			panic(err)
+		}
+	}
+}
+
 func (l *ledger) Accept(_ context.Context, entries ...*wire.Entry) (fresh []*wire.Entry, err error) {
-	time.Sleep(l.pause)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, e := range entries {
-		if slices.ContainsFunc(l.entries, func(o *wire.Entry) bool { return o.Hash() == e.Hash() }) {
+		if slices.ContainsFunc(l.topics[e.Topic], func(o *wire.Entry) bool { return o.Hash() == e.Hash() }) {
 			continue
 		}
 		if err := e.Verify(meshID); err != nil {
@@ -110,13 +120,14 @@ func (l *ledger) Accept(_ context.Context, entries ...*wire.Entry) (fresh []*wir
 		l.keep(e)
 		fresh = append(fresh, e)
 	}
+	l.flush()
 	return fresh, nil
 }
 
 func (l *ledger) Entries(_ context.Context, topic string) ([]*wire.Entry, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return slices.DeleteFunc(slices.Clone(l.entries), func(e *wire.Entry) bool { return e.Topic != topic }), nil
+	return slices.Clone(l.topics[topic]), nil
 }
 
 func (l *ledger) fail(err error) {
@@ -145,15 +156,14 @@ type lab struct {
 	ledger *ledger
 	theirs *blob.Store
 
-	mu     sync.Mutex
-	admit  func(Ask) (Grant, []task.Reason)
-	fetch  blob.Source
-	killed bool
+	mu    sync.Mutex
+	admit func(Ask) (Grant, []task.Reason)
+	fetch blob.Source
 }
 
 func newLab(t testing.TB) *lab {
 	t.Helper()
-	l := &lab{t: t, ledger: &ledger{key: nodeKey}, theirs: openBlobs(t)}
+	l := &lab{t: t, ledger: newLedger(), theirs: openBlobs(t)}
 	l.admit = func(Ask) (Grant, []task.Reason) { return Grant{}, nil }
 	l.fetch = func(_ context.Context, h wire.Hash, offset int64) (io.ReadCloser, error) {
 		f, err := l.theirs.Open(h)

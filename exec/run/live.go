@@ -1,12 +1,12 @@
 package run
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -58,9 +58,6 @@ func newLive(r *Runner, id string) (*live, context.Context) {
 	return &live{r: r, id: id, dir: r.folder(id), ready: make(chan struct{}), cancel: cancel}, ctx
 }
 
-func (x *live) work() string { return filepath.Join(x.dir, "work") }
-func (x *live) temp() string { return filepath.Join(x.dir, "tmp") }
-
 // stop makes a run end: at once with force, else after the grace time. The
 // first reason counts.
 func (x *live) stop(why *end, force bool) {
@@ -80,11 +77,9 @@ func (x *live) stop(why *end, force bool) {
 // live takes the run from its acceptance to its end.
 func (x *live) live(ctx context.Context) {
 	fin, err := x.execute(ctx)
-	if why := (*end)(nil); errors.As(context.Cause(ctx), &why) {
+	if why := (*end)(nil); errors.As(err, &why) {
 		fin.State, fin.Reason = why.state, why.reason
-		if why.code != 0 {
-			fin.ExitCode = why.code
-		}
+		fin.ExitCode = cmp.Or(why.code, fin.ExitCode)
 	} else if err != nil {
 		fin.State, fin.Reason = task.Failed, err.Error()
 	}
@@ -94,8 +89,8 @@ func (x *live) live(ctx context.Context) {
 	x.finish(fin)
 }
 
-// execute brings the inputs and runs the program. The error says why the
-// program did not run.
+// execute brings the inputs and runs the program. The error says why that did
+// not come to an end of its own.
 func (x *live) execute(ctx context.Context) (task.Finished, error) {
 	fin := task.Finished{Attempt: x.attempt, State: task.Failed, ExitCode: unseen}
 	came, err := x.bring(ctx)

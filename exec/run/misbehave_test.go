@@ -134,7 +134,7 @@ func openLedgerFile(path string) (*ledger, error) {
 	if err != nil && !os.IsNotExist(err) {
 		return nil, err
 	}
-	l := &ledger{key: nodeKey}
+	l := newLedger()
 	for line := range strings.Lines(string(b)) {
 		raw, err := hex.DecodeString(strings.TrimSpace(line))
 		if err != nil {
@@ -144,7 +144,7 @@ func openLedgerFile(path string) (*ledger, error) {
 		if err != nil {
 			return nil, err
 		}
-		l.entries = append(l.entries, e)
+		l.topics[e.Topic] = append(l.topics[e.Topic], e)
 	}
 	l.file, err = os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 	return l, err
@@ -165,6 +165,8 @@ func readOrder(path string) (task.Order, error) {
 		return task.Order{}, err
 	}
 	l.file.Close()
-	first := l.entries[0]
-	return task.Order{Run: first.Topic, Attempt: 1, From: first.Author, Entries: l.entries}, nil
+	for run, entries := range l.topics {
+		return task.Order{Run: run, Attempt: 1, From: entries[0].Author, Entries: entries}, nil
+	}
+	return task.Order{}, os.ErrNotExist
 }

@@ -1,21 +1,24 @@
 package run
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
 	"os"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 	"unicode/utf8"
 
 	"github.com/balanceai/balance/exec/task"
 )
 
-// chunk is the longest output of one event, in bytes.
-const chunk = 32 << 10
+const (
+	chunk = 32 << 10 // bytes; the longest output of one event
+	first = 4 << 10  // bytes; what is read at once of a program that writes little
+
+	// A program that writes byte by byte must not fill the disk with events.
+	eventCost = 256            // bytes of an event besides its output
+	leastRoom = 256 * task.MiB // for events, twice
+)
 
 // output reads what a program writes and journals it as it comes. What exceeds
 // the limit, and what the disk cannot hold, is read and dropped: the program
@@ -32,8 +35,10 @@ type output struct {
 	mu      sync.Mutex
 	total   task.Bytes // read
 	dropped task.Bytes // of that
-	full    bool       // the limit was reached
-	lost    task.Bytes // of that, for want of disk, since the last note
+	cost    task.Bytes // of the events
+	full    bool       // a limit was reached
+	lost    task.Bytes // of that, not stored since the last note
+	why     error      // it was not
 }
 
 func newOutput(x *live) (*output, error) {
@@ -105,11 +110,12 @@ func (o *output) cut() {
 	}
 }
 
-// amount returns how much was written, and how much of that is not in the
-// journal.
-func (o *output) amount() (total, dropped task.Bytes) {
+// sum returns, at the end, how much was written, and how much of that is not in
+// the journal.
+func (o *output) sum() (total, dropped task.Bytes) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.tellLost()
 	return o.total, o.dropped
 }
 
@@ -122,7 +128,7 @@ func (o *output) read(stream string, f *os.File) {
 			close(o.done)
 		}
 	}()
-	buf := make([]byte, chunk)
+	buf := make([]byte, first)
 	held := 0
 	for {
 		n, err := f.Read(buf[held:])
@@ -131,7 +137,11 @@ func (o *output) read(stream string, f *os.File) {
 			b = b[:len(b)-cutRune(b)]
 		}
 		o.write(stream, b)
-		held = copy(buf, buf[len(b):held+n])
+		rest := buf[len(b) : held+n]
+		if held+n == len(buf) && len(buf) < chunk {
+			buf = make([]byte, chunk)
+		}
+		held = copy(buf, rest)
 		if err != nil {
 			return
 		}
@@ -161,6 +171,13 @@ func (o *output) write(stream string, b []byte) {
 	defer o.mu.Unlock()
 	size := task.Bytes(len(b))
 	room := min(size, o.limit-min(o.limit, o.total))
+	why := fmt.Sprintf("output limit of %v reached", o.limit)
+	if o.cost += size + eventCost; o.cost > 2*max(o.limit, leastRoom) {
+		room, why = 0, "the output comes in too many pieces"
+	}
+	if o.full {
+		room = 0
+	}
 	o.total += size
 	o.dropped += size - room
 	if room > 0 {
@@ -168,29 +185,49 @@ func (o *output) write(stream string, b []byte) {
 	}
 	if room < size && !o.full {
 		o.full = true
-		_ = o.x.append(&task.Event{Type: task.EventNote, Message: fmt.Sprintf("output limit of %v reached: what follows is dropped", o.limit)})
+		_ = o.x.append(&task.Event{Type: task.EventNote, Message: why + ": what follows is dropped"})
 	}
+}
+
+// isText reports whether b is shorter as text in JSON, where a control
+// character takes six bytes, than in base64.
+func isText(b []byte) bool {
+	control := 0
+	for _, c := range b {
+		if c < ' ' && c != '\n' && c != '\r' && c != '\t' {
+			control++
+		}
+	}
+	return control <= len(b)/16
 }
 
 // keep journals what is within the limit.
 func (o *output) keep(stream string, b []byte) {
-	if o.lost > 0 {
-		note := &task.Event{Type: task.EventNote, Message: fmt.Sprintf("the disk was full: %v of output are dropped", o.lost)}
-		if o.x.append(note) == nil {
-			o.lost = 0
-		}
-	}
 	e := &task.Event{Type: task.EventOutput, Stream: stream}
-	if bytes.IndexByte(b, 0) >= 0 {
-		e.Binary = b // valid UTF-8 perhaps, but six times as long in JSON
-	} else {
+	if isText(b) {
 		e.SetOutput(b)
+	} else {
+		e.Binary = b
 	}
 	if err := o.x.append(e); err != nil {
-		if !errors.Is(err, syscall.ENOSPC) {
+		if o.lost == 0 {
 			o.x.r.cfg.Log.Error("cannot journal the output of a run", "run", o.x.id, "err", err)
 		}
+		o.why = cause(err)
 		o.lost += task.Bytes(len(b))
 		o.dropped += task.Bytes(len(b))
+		return
+	}
+	o.tellLost()
+}
+
+// tellLost notes what the disk could not hold.
+func (o *output) tellLost() {
+	if o.lost == 0 {
+		return
+	}
+	note := &task.Event{Type: task.EventNote, Message: fmt.Sprintf("%v of the output before this are missing: %v", o.lost, o.why)}
+	if o.x.append(note) == nil {
+		o.lost = 0
 	}
 }

@@ -1,6 +1,7 @@
 package run
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,7 +33,7 @@ const (
 )
 
 // process runs the program and fills in how it ended. The error says why it
-// could not be started, or what ended it.
+// could not be started, or what ended it: a signal, or an *end.
 func (x *live) process(ctx context.Context, fin *task.Finished) error {
 	// The program is killed when the thread that started it ends, so this
 	// goroutine keeps its thread.
@@ -57,13 +58,10 @@ func (x *live) process(ctx context.Context, fin *task.Finished) error {
 	}
 	x.started()
 	out.start()
-	state, err := x.wait(ctx, p, g, out)
+	state, why := x.wait(ctx, p, g, out)
 	fin.Usage.WallMS = uint64(time.Since(began).Milliseconds())
-	fin.Usage.Output, fin.Usage.Dropped = out.amount()
-	if err != nil {
-		return err
-	}
-	return x.ended(state, fin)
+	fin.Usage.Output, fin.Usage.Dropped = out.sum()
+	return cmp.Or(why, ended(state, fin))
 }
 
 // spawn starts the program, unless the run is to end already.
@@ -111,16 +109,18 @@ func (x *live) started() {
 	x.event(&task.Event{Type: task.EventStarted, State: task.Running})
 }
 
-// wait waits until the program has ended and all that it started is gone.
+// wait waits until the program has ended and all that it started is gone. The
+// error is why the run was made to end, if it was before the program did.
 func (x *live) wait(ctx context.Context, p *os.Process, g *group, out *output) (*os.ProcessState, error) {
-	state, err := awaitExit(p)
+	state := awaitExit(p)
+	why := context.Cause(ctx)
 	x.mu.Lock()
 	x.group = nil // from here on this goroutine kills
 	if x.killer != nil {
 		x.killer.Stop()
 	}
 	x.mu.Unlock()
-	if ctx.Err() == nil && !out.ended(0) {
+	if why == nil && !out.ended(0) {
 		stopped := context.AfterFunc(ctx, out.hurry)
 		out.ended(linger)
 		stopped()
@@ -131,25 +131,27 @@ func (x *live) wait(ctx context.Context, p *os.Process, g *group, out *output) (
 	if !out.ended(drain) {
 		out.cut()
 	}
-	if state == nil && err == nil {
-		return p.Wait()
+	if state == nil {
+		state, _ = p.Wait() // there is nothing else to be said of a state that is not there
 	}
-	return state, err
+	return state, why
 }
 
-// ended fills in how the program ended.
-func (x *live) ended(state *os.ProcessState, fin *task.Finished) error {
+// ended fills in how the program ended. A signal is an error.
+func ended(state *os.ProcessState, fin *task.Finished) error {
+	if state == nil {
+		return errors.New("nobody saw how it ended")
+	}
 	fin.Usage.CPUMS = uint64((state.UserTime() + state.SystemTime()).Milliseconds())
 	fin.Usage.MaxRSS = maxRSS(state)
-	status, ok := state.Sys().(syscall.WaitStatus)
-	switch {
-	case ok && status.Signaled():
+	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
 		fin.ExitCode = exitSignalBase + int(status.Signal())
 		return fmt.Errorf("signal: %v", status.Signal())
-	case state.ExitCode() == 0:
-		fin.State = task.Succeeded
 	}
 	fin.ExitCode = state.ExitCode()
+	if fin.ExitCode == 0 {
+		fin.State = task.Succeeded
+	}
 	return nil
 }
 
@@ -228,6 +230,9 @@ func executable(file string) error {
 
 // startCode returns the exit code for a program that could not be started.
 func startCode(err error) int {
+	if why := (*end)(nil); errors.As(err, &why) {
+		return unseen
+	}
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 		return exitNotFound
 	}

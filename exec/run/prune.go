@@ -18,12 +18,12 @@ import (
 // before a time, and then of those that ended first until the rest takes no
 // more than keep. What the ledger has of them stays.
 func (r *Runner) Prune(ctx context.Context, before time.Time, keep task.Bytes) error {
-	ended, err := r.ended()
+	runs, err := r.old()
 	if err != nil {
 		return fmt.Errorf("prune runs: %w", err)
 	}
 	var total task.Bytes
-	for _, e := range ended { // the newest first
+	for _, e := range runs { // the newest first
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -39,18 +39,18 @@ func (r *Runner) Prune(ctx context.Context, before time.Time, keep task.Bytes) e
 	return nil
 }
 
-// ended is the folder of a run that has ended.
-type ended struct {
+// oldRun is the folder of a run that has ended.
+type oldRun struct {
 	dir string
 	at  time.Time
 }
 
-func (r *Runner) ended() ([]ended, error) {
+func (r *Runner) old() ([]oldRun, error) {
 	folders, err := os.ReadDir(r.cfg.Dir)
 	if err != nil {
 		return nil, err
 	}
-	var out []ended
+	var out []oldRun
 	for _, f := range folders {
 		path := r.journalPath(f.Name())
 		info, err := os.Stat(path)
@@ -64,12 +64,12 @@ func (r *Runner) ended() ([]ended, error) {
 			continue
 		}
 		if j, err := journal.Open(path); err == nil && j.Finished() {
-			out = append(out, ended{r.folder(f.Name()), info.ModTime()})
+			out = append(out, oldRun{r.folder(f.Name()), info.ModTime()})
 		} else if err == nil {
 			_ = j.Close()
 		}
 	}
-	slices.SortFunc(out, func(a, b ended) int { return cmp.Compare(b.at.UnixNano(), a.at.UnixNano()) })
+	slices.SortFunc(out, func(a, b oldRun) int { return cmp.Compare(b.at.UnixNano(), a.at.UnixNano()) })
 	return out, nil
 }
 

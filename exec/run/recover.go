@@ -14,8 +14,8 @@ import (
 
 // past is what the ledger has of a run.
 type past struct {
-	submitter identity.ID
-	spec      task.Spec
+	submitter identity.ID   // of the accepted attempt
+	spec      task.Spec     // of it
 	own       []*wire.Entry // this machine's
 	refused   map[int][]task.Reason
 	accepted  *task.Accepted
@@ -29,24 +29,27 @@ func (r *Runner) past(ctx context.Context, run string) (past, error) {
 	}
 	p := past{refused: map[int][]task.Reason{}}
 	for _, e := range entries {
-		if err := p.add(e, r.cfg.Self); err != nil {
+		if e.Author == r.cfg.Self {
+			err = p.add(e)
+		}
+		if err != nil {
 			return past{}, fmt.Errorf("read the ledger of %s: %w", run, err)
+		}
+	}
+	for _, e := range entries {
+		if p.accepted != nil && e.Hash() == p.accepted.Submit {
+			var s task.Submit
+			if err := wire.Unmarshal(e.Payload, &s); err != nil {
+				return past{}, fmt.Errorf("read the ledger of %s: %w", run, err)
+			}
+			p.submitter, p.spec = e.Author, s.Spec
 		}
 	}
 	return p, nil
 }
 
-func (p *past) add(e *wire.Entry, self identity.ID) error {
-	if e.Kind == task.KindSubmit {
-		var s task.Submit
-		if err := wire.Unmarshal(e.Payload, &s); err != nil {
-			return err
-		}
-		p.submitter, p.spec = e.Author, s.Spec
-	}
-	if e.Author != self {
-		return nil
-	}
+// add takes an entry of this machine.
+func (p *past) add(e *wire.Entry) error {
 	switch e.Kind {
 	case task.KindRefused:
 		var f task.Refused

@@ -28,7 +28,7 @@ type node struct {
 func newNode(t *testing.T, o task.Order) *node {
 	t.Helper()
 	n := &node{t: t, lab: newLab(t), ledger: filepath.Join(t.TempDir(), "ledger"), order: filepath.Join(t.TempDir(), "order")}
-	n.lab.Close()
+	_ = n.lab.Close()
 	if err := writeOrder(n.order, o); err != nil {
 		t.Fatal(err)
 	}
@@ -81,37 +81,6 @@ func count(list []string, s string) int {
 	return len(slices.DeleteFunc(slices.Clone(list), func(x string) bool { return x != s }))
 }
 
-// The node dies while the run goes on: its processes are killed, its end is
-// written, and it is not started again.
-func TestNodeDies(t *testing.T) {
-	pids := filepath.Join(t.TempDir(), "pids")
-	o := order(bad("stubborn", pids))
-	n := newNode(t, o)
-	n.live("ready", 100*time.Millisecond)
-	if alive, all := reported(t, pids); all != 3 || len(alive) == 0 {
-		t.Fatalf("%d of %d left: not the case that is to be tested", len(alive), all)
-	}
-	l := n.next()
-	if alive, _ := reported(t, pids); len(alive) != 0 {
-		t.Errorf("%d survive", len(alive))
-	}
-	r := l.run(o)
-	if f := r.account; f.State != task.Failed || f.ExitCode != -1 || f.Reason != nodeStopped {
-		t.Errorf("%s, exit code %d: %q", f.State, f.ExitCode, f.Reason)
-	}
-	if r.stdout.String() != "ready\n" || r.events[0].Type != task.EventStarted {
-		t.Errorf("%d events, %q", len(r.events), r.stdout.String())
-	}
-	if _, all := reported(t, pids); all != 3 {
-		t.Error("it was started again")
-	}
-	// Whoever saw what a power cut took gets the end all the same.
-	var late result
-	if err := l.Follow(t.Context(), o.Run, 1000, late.add); err != nil || late.finished == nil {
-		t.Errorf("a late follower: %v", err)
-	}
-}
-
 // The node dies at any moment of a run, again and again: there is one start and
 // one end (TRUST, R1).
 func TestNodeDiesAnytime(t *testing.T) {
@@ -141,7 +110,7 @@ func TestNodeDiesAnytime(t *testing.T) {
 		if b, _ := os.ReadFile(starts); len(b) > 2 {
 			t.Errorf("started %d times", len(b)/2)
 		}
-		l.Close()
+		_ = l.Close()
 	}
 }
 
@@ -176,14 +145,14 @@ func TestUnfinished(t *testing.T) {
 		code    int
 		outputs bool
 	}{
-		"promised":               {func(l *lab, o task.Order) { folder(l, o).journal.Close(); accepted(l, o) }, -1, true},
+		"promised":               {func(l *lab, o task.Order) { _ = folder(l, o).journal.Close(); accepted(l, o) }, -1, true},
 		"promised, folder lost":  {func(l *lab, o task.Order) { accepted(l, o) }, -1, false},
 		"promised, journal lost": {func(l *lab, o task.Order) { accepted(l, o); os.Remove(l.journalPath(folder(l, o).id)) }, -1, true},
 		"started": {func(l *lab, o task.Order) {
 			x := folder(l, o)
 			x.tell(accepted(l, o)...)
 			x.started()
-			x.journal.Close()
+			_ = x.journal.Close()
 		}, -1, true},
 		"end known": {func(l *lab, o task.Order) {
 			x := folder(l, o)
@@ -191,7 +160,7 @@ func TestUnfinished(t *testing.T) {
 			if err := x.remember(exit); err != nil {
 				t.Fatal(err)
 			}
-			x.journal.Close()
+			_ = x.journal.Close()
 		}, 9, true},
 		"end known badly": {func(l *lab, o task.Order) {
 			x := folder(l, o)
@@ -199,10 +168,10 @@ func TestUnfinished(t *testing.T) {
 			if err := os.WriteFile(x.exitPath(), []byte("\xa1"), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			x.journal.Close()
+			_ = x.journal.Close()
 		}, -1, true},
 		"end in the ledger": {func(l *lab, o task.Order) {
-			folder(l, o).journal.Close()
+			_ = folder(l, o).journal.Close()
 			accepted(l, o)
 			if _, err := l.ledger.Append(t.Context(), task.Draft{Topic: o.Run, Kind: task.KindFinished, Record: exit}); err != nil {
 				t.Fatal(err)
@@ -219,7 +188,7 @@ func TestUnfinished(t *testing.T) {
 			l := newLab(t)
 			o := order(s)
 			test.prepare(l, o)
-			l.Close()
+			_ = l.Close()
 			l.open()
 			r := l.run(o)
 			if r.account.ExitCode != test.code || r.account.Outputs.IsZero() == test.outputs {
@@ -236,8 +205,8 @@ func TestUnfinished(t *testing.T) {
 	t.Run("not promised", func(t *testing.T) {
 		l := newLab(t)
 		o := order(s)
-		folder(l, o).journal.Close()
-		l.Close()
+		_ = folder(l, o).journal.Close()
+		_ = l.Close()
 		l.open()
 		if _, err := os.Stat(l.folder(o.Run)); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("its folder is still there: %v", err)

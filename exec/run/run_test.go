@@ -133,7 +133,7 @@ func TestOrderAgain(t *testing.T) {
 	if r.stdout.String() != "done\n" {
 		t.Errorf("then %q", r.stdout.String())
 	}
-	l.Close()
+	_ = l.Close()
 	l.open()
 	l.run(o) // and in another life
 	if b, err := os.ReadFile(file); err != nil || string(b) != "started\n" {
@@ -185,13 +185,40 @@ func TestInvalidOrders(t *testing.T) {
 			t.Errorf("%s: %v", name, r)
 		}
 	}
-	if len(l.ledger.entries) != 0 {
-		t.Errorf("the ledger has %d entries", len(l.ledger.entries))
+	if len(l.ledger.topics) != 0 {
+		t.Errorf("the ledger has %d entries", len(l.ledger.topics))
 	}
 	if folders, err := os.ReadDir(l.Runner.cfg.Dir); err != nil || len(folders) != 0 {
 		t.Errorf("%d folders, %v", len(folders), err)
 	}
 	l.run(good)
+}
+
+// Who knows the id of another's run gets nothing of it.
+func TestAnothersRun(t *testing.T) {
+	l := newLab(t)
+	o := order(spec("sh", "-c", "echo secret; read x"))
+	theft := func() {
+		t.Helper()
+		submit := sign(strangers, nil, task.Draft{Topic: o.Run, Kind: task.KindSubmit, Record: task.Submit{Spec: spec("true")}})
+		place := sign(strangers, []*wire.Entry{submit}, task.Draft{Topic: o.Run, Kind: task.KindPlace, Record: task.Place{Attempt: 1, Node: nodeKey.ID()}})
+		thief := task.Order{Run: o.Run, Attempt: 1, From: strangers.ID(), Entries: []*wire.Entry{submit, place}}
+		if r := refusal(t, l.Start(t.Context(), thief, nothing)); r.Reasons[0].Rule != "order" || len(r.Entries) != 0 {
+			t.Errorf("%v", r)
+		}
+		if id, err := l.Submitter(t.Context(), o.Run); err != nil || id != userKey.ID() {
+			t.Errorf("submitter %v, %v", id, err)
+		}
+	}
+	w := l.start(o)
+	w.untilOutput("secret")
+	theft()
+	_ = l.Cancel(t.Context(), o.Run, true)
+	w.end()
+	theft()
+	if got := l.ledger.kinds(o.Run, strangers); len(got) != 0 {
+		t.Errorf("the ledger has %v", got)
+	}
 }
 
 func TestRefusals(t *testing.T) {
@@ -225,9 +252,9 @@ func TestRefusals(t *testing.T) {
 	l.admit = func(Ask) (Grant, []task.Reason) { return Grant{}, nil }
 	o2 := order(spec("true"))
 	l.admit = func(Ask) (Grant, []task.Reason) { return Grant{}, []task.Reason{{Rule: "hours", Text: "is closed"}} }
-	refusal(t, l.Start(t.Context(), o2, nothing))
+	_ = refusal(t, l.Start(t.Context(), o2, nothing))
 	l.admit = func(Ask) (Grant, []task.Reason) { return Grant{}, nil }
-	l.Close()
+	_ = l.Close()
 	l.open()
 	if r := refusal(t, l.Start(t.Context(), o2, nothing)); r.Reasons[0].Text != "is closed" || len(r.Entries) != 1 {
 		t.Errorf("again: %v", r)
@@ -441,7 +468,7 @@ func TestHeld(t *testing.T) {
 	if len(held) != 1 || held[0].Run != o.Run || held[0].From != userKey.ID() || held[0].Needs.CPU != 2000 || held[0].Needs.Memory != task.DefaultMemory || held[0].Devices[0] != "GPU-1" || held[0].Since.IsZero() {
 		t.Errorf("held %+v", held)
 	}
-	refusal(t, l.Start(t.Context(), order(s), nothing))
+	_ = refusal(t, l.Start(t.Context(), order(s), nothing))
 	if err := l.Stdin(t.Context(), o.Run, 0, strings.NewReader("\n")); err != nil {
 		t.Fatal(err)
 	}

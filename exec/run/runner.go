@@ -98,6 +98,7 @@ type Use struct {
 type Runner struct {
 	cfg     Config
 	control control // of processes, as this system has it
+	spares  *spares
 
 	closing chan struct{}  // closed by Close
 	wg      sync.WaitGroup // of the goroutines of runs
@@ -127,10 +128,11 @@ func Open(ctx context.Context, cfg Config) (*Runner, error) {
 	}
 	cfg.Dir = dir
 	r := &Runner{cfg: cfg, closing: make(chan struct{}), runs: map[string]*live{}}
-	r.control = newControl(cfg.Self.Short(), cfg.Name)
-	if err := r.recover(ctx); err != nil {
+	r.control, r.spares = newControl(cfg.Self.Short(), cfg.Name), newSpares(dir)
+	if err := errors.Join(r.spares.clear(), r.recover(ctx)); err != nil {
 		return nil, fmt.Errorf("open runs: %w", err)
 	}
+	r.spares.add()
 	return r, nil
 }
 
@@ -184,9 +186,6 @@ func (r *Runner) journal(ctx context.Context, run string) (*journal.Journal, err
 	}
 	return r.revive(ctx, run)
 }
-
-func (r *Runner) folder(run string) string      { return filepath.Join(r.cfg.Dir, run) }
-func (r *Runner) journalPath(run string) string { return filepath.Join(r.folder(run), "events") }
 
 // going returns a run that has not ended.
 func (r *Runner) going(ctx context.Context, run string) (*live, error) {

@@ -61,22 +61,21 @@ type Place struct {
 }
 
 // NewPlace records a choice. It keeps as many verdicts as fit into an entry,
-// the best ones.
-func NewPlace(attempt int, node identity.ID, name string, ranking Ranking) (Place, error) {
+// the best ones, and none that is too long by itself: a machine has a say in
+// how long the verdict on it is.
+func NewPlace(attempt int, node identity.ID, name string, ranking Ranking) Place {
 	p := Place{Attempt: attempt, Node: node, Name: name}
 	room := wire.MaxPayload - 256
-	for i, v := range ranking {
+	for _, v := range ranking {
 		b, err := wire.Marshal(v)
-		if err != nil {
-			return Place{}, err
+		if err != nil || len(b)+4 > room {
+			p.More++
+			continue
 		}
-		if room -= len(b) + 4; room < 0 {
-			p.More = len(ranking) - i
-			break
-		}
+		room -= len(b) + 4
 		p.Verdicts = append(p.Verdicts, b)
 	}
-	return p, nil
+	return p
 }
 
 // Ranking returns the verdicts that were kept.

@@ -98,10 +98,10 @@ func MeshID(e *wire.Entry) (identity.MeshID, Genesis, error) {
 	return identity.MeshID(e.Hash()), g, nil
 }
 
-// Evaluate returns what a set of verified entries of the topic "mesh" means.
-// Entries of kinds that it does not know are left alone. It fails only when
-// there is not exactly one genesis.
-func Evaluate(entries []*wire.Entry) (*State, error) {
+// Evaluate returns what a set of verified entries of the topic "mesh" means in a
+// mesh. Entries of kinds that it does not know are left alone. It fails only
+// when the mesh's genesis is not among them.
+func Evaluate(mesh identity.MeshID, entries []*wire.Entry) (*State, error) {
 	s := &State{
 		Members: map[identity.ID]Member{},
 		Invites: map[identity.ID]OpenInvite{},
@@ -112,10 +112,11 @@ func Evaluate(entries []*wire.Entry) (*State, error) {
 	for _, e := range entries {
 		switch e.Kind {
 		case KindGenesis:
-			if genesis != nil && genesis.Hash() != e.Hash() {
-				return nil, errors.New("two genesis records in one mesh")
+			if e.Hash() == wire.Hash(mesh) {
+				genesis = e
+			} else {
+				s.Ignored[e.Hash()] = "it founds another mesh"
 			}
-			genesis = e
 		case KindAdmit, KindInvite, KindInviteUsed, KindWGBind:
 			byAuthor[e.Author] = append(byAuthor[e.Author], e)
 		}

@@ -90,11 +90,10 @@ func (r *Replica) distribute(ctx context.Context, workers *sync.WaitGroup) {
 		}
 		change(c)
 	}
-	for _, peer := range live {
-		if len(fresh) == 0 {
-			break
+	if len(fresh) > 0 {
+		for _, peer := range live {
+			owe(peer, func(c *chore) { c.owe(fresh, false) })
 		}
-		owe(peer, func(c *chore) { c.owe(fresh, false) })
 	}
 	for _, peer := range met {
 		owe(peer, func(c *chore) {

@@ -1,0 +1,205 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"balance": main, "flip": flip})
+}
+
+// TestScripts runs testdata/script/*.txtar: the real program, several nodes at
+// a time, on loopback.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup: func(env *testscript.Env) error {
+			// Homes are short, so that their sockets have short paths.
+			home, err := os.MkdirTemp("", "bal")
+			if err != nil {
+				return err
+			}
+			env.Defer(func() { _ = os.RemoveAll(home) })
+			nodes := &started{}
+			env.Defer(nodes.stop)
+			env.Values[nodesKey{}] = nodes
+			root, err := filepath.Abs("../..")
+			if err != nil {
+				return err
+			}
+			env.Setenv("H", home)
+			env.Setenv("EXAMPLES", filepath.Join(root, "examples"))
+			env.Setenv("NO_COLOR", "1")
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"code":   cmdCode,
+			"up":     cmdUp,
+			"signal": cmdSignal,
+			"await":  cmdAwait,
+			"join":   cmdJoin,
+		},
+	})
+}
+
+// flip changes a byte of a file where a text stands: flip FILE TEXT.
+func flip() {
+	b, err := os.ReadFile(os.Args[1])
+	at := bytes.LastIndex(b, []byte(os.Args[2]))
+	if err != nil || at < 0 {
+		fmt.Fprintln(os.Stderr, "flip:", err, at)
+		os.Exit(1)
+	}
+	b[at] ^= 1
+	if err := os.WriteFile(os.Args[1], b, 0o600); err != nil {
+		os.Exit(1)
+	}
+}
+
+type nodesKey struct{}
+
+// started are the daemons of a script.
+type started struct{ list []*daemonProcess }
+
+type daemonProcess struct {
+	home string
+	cmd  *exec.Cmd
+	done chan struct{}
+}
+
+func (s *started) stop() {
+	for _, d := range s.list {
+		_ = d.cmd.Process.Signal(syscall.SIGCONT)
+		_ = d.cmd.Process.Kill()
+		<-d.done
+	}
+}
+
+// cmdCode runs a command and checks its exit code: code N command arg…
+func cmdCode(ts *testscript.TestScript, neg bool, args []string) {
+	want, err := strconv.Atoi(args[0])
+	if neg || err != nil || len(args) < 2 {
+		ts.Fatalf("usage: code N command [arg…]")
+	}
+	err = ts.Exec(args[1], args[2:]...)
+	got := 0
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		got = exit.ExitCode()
+	} else if err != nil {
+		ts.Fatalf("%v", err)
+	}
+	if got != want {
+		ts.Fatalf("exit code %d, want %d", got, want)
+	}
+}
+
+// cmdUp starts the daemon of a home and waits until it answers: up HOME [flag…].
+// Its log is in HOME/log.
+func cmdUp(ts *testscript.TestScript, neg bool, args []string) {
+	dir := ts.MkAbs(args[0])
+	log, err := os.OpenFile(filepath.Join(dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	ts.Check(err)
+	defer log.Close()
+	flags := append([]string{"--home", dir, "up", "--listen", "127.0.0.1:0", "--no-multicast"}, args[1:]...)
+	cmd := scriptCommand(ts, "balance", flags...)
+	cmd.Dir, cmd.Stderr = dir, log
+	ts.Check(cmd.Start())
+	d := &daemonProcess{home: dir, cmd: cmd, done: make(chan struct{})}
+	go func() { _ = cmd.Wait(); close(d.done) }()
+	nodes := ts.Value(nodesKey{}).(*started)
+	nodes.list = append(nodes.list, d)
+	c := newClient(home(dir))
+	for range 200 {
+		var s statusReply
+		if c.get(context.Background(), "/v1/status", &s) == nil {
+			return
+		}
+		select {
+		case <-d.done:
+			text, _ := os.ReadFile(log.Name())
+			ts.Fatalf("the node of %s ended:\n%s", dir, text)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	ts.Fatalf("the node of %s has not come up within 10 s", dir)
+}
+
+// scriptCommand is a command with the environment of a script.
+func scriptCommand(ts *testscript.TestScript, name string, args ...string) *exec.Cmd {
+	cmd := exec.Command(name, args...) // testscript.Main has put balance into PATH
+	for _, name := range []string{"PATH", "HOME", "TMPDIR", "H", "NO_COLOR", "BALANCE_HOME"} {
+		cmd.Env = append(cmd.Env, name+"="+ts.Getenv(name))
+	}
+	cmd.Dir = ts.MkAbs(".")
+	return cmd
+}
+
+// cmdSignal sends a signal to the daemon of a home, and waits for its end if
+// the signal ends it: signal NAME HOME.
+func cmdSignal(ts *testscript.TestScript, neg bool, args []string) {
+	sig, ok := map[string]syscall.Signal{"KILL": syscall.SIGKILL, "TERM": syscall.SIGTERM, "STOP": syscall.SIGSTOP, "CONT": syscall.SIGCONT}[args[0]]
+	if !ok {
+		ts.Fatalf("unknown signal %s", args[0])
+	}
+	dir := ts.MkAbs(args[1])
+	nodes := ts.Value(nodesKey{}).(*started)
+	for _, d := range nodes.list {
+		select {
+		case <-d.done:
+			continue
+		default:
+		}
+		if d.home != dir {
+			continue
+		}
+		ts.Check(d.cmd.Process.Signal(sig))
+		if sig == syscall.SIGKILL || sig == syscall.SIGTERM {
+			<-d.done
+		}
+		return
+	}
+	ts.Fatalf("no node of %s runs", dir)
+}
+
+// cmdAwait repeats a command until its standard output matches: await PATTERN
+// command arg…
+func cmdAwait(ts *testscript.TestScript, neg bool, args []string) {
+	pattern, err := regexp.Compile("(?m)" + args[0])
+	ts.Check(err)
+	var out []byte
+	for range 300 {
+		out, err = scriptCommand(ts, args[1], args[2:]...).CombinedOutput()
+		if pattern.Match(out) {
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	ts.Fatalf("no %q within 30 s (%v): %s", args[0], err, out)
+}
+
+// cmdJoin brings a new node into the mesh of another: join DOOR HOME NAME OWNER
+// [flag…].
+func cmdJoin(ts *testscript.TestScript, neg bool, args []string) {
+	ts.Check(ts.Exec("balance", "--home", ts.MkAbs(args[0]), "invite", "--owner", args[3]))
+	code := strings.TrimSpace(ts.ReadFile("stdout"))
+	path := filepath.Join(ts.Getenv("WORK"), fmt.Sprintf("invite-%s", args[2]))
+	ts.Check(os.WriteFile(path, []byte(code), 0o600))
+	ts.Check(ts.Exec("balance", append([]string{"--home", ts.MkAbs(args[1]), "join", "--name", args[2], path}, args[4:]...)...))
+}
