@@ -38,11 +38,10 @@ const (
 // from which such a probe came lately. Everything else ends here, without an
 // answer, at the price of a look into a map.
 type bind struct {
-	v4, v6   *socket // nil where the host has none
-	instance uint64  // of this process; see wire.Probe
-	epoch    time.Time
-	kind     func(netip.Addr) Kind
-	news     func(*peer) // the path changed or the peer restarted; must not block
+	v4, v6 *socket // nil where the host has none
+	epoch  time.Time
+	kind   func(netip.Addr) Kind
+	news   func(*peer) // the path changed or the peer restarted; must not block
 
 	opened atomic.Bool // WireGuard reads
 	closed atomic.Bool
@@ -63,13 +62,12 @@ type source struct {
 
 func newBind(at netip.AddrPort, kind func(netip.Addr) Kind, news func(*peer)) (*bind, error) {
 	b := &bind{
-		instance: random(),
-		epoch:    time.Now().Add(-time.Hour), // so that the zero instant is long ago
-		kind:     kind,
-		news:     news,
-		byKey:    map[identity.WGPublic]*peer{},
-		byTag:    map[wire.ProbeTag]*peer{},
-		sources:  map[netip.AddrPort]*source{},
+		epoch:   time.Now().Add(-time.Hour), // so that the zero instant is long ago
+		kind:    kind,
+		news:    news,
+		byKey:   map[identity.WGPublic]*peer{},
+		byTag:   map[wire.ProbeTag]*peer{},
+		sources: map[netip.AddrPort]*source{},
 	}
 	var err error
 	b.v4, b.v6, err = openSockets(at)
@@ -253,7 +251,9 @@ func (b *bind) arrived(now instant, msg []byte, from netip.AddrPort) *peer {
 			return nil
 		}
 	case response:
-		s.peer.responded(msg)
+		if !s.peer.responded(msg) {
+			return nil
+		}
 	}
 	return s.peer
 }

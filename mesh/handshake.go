@@ -35,6 +35,10 @@ const precedence = 3 * retry
 // if both do, no session comes about. So one of the two insists on its own for a
 // while, and neither sends one that WireGuard has forgotten or is about to
 // forget.
+//
+// All these copies stay here: WireGuard handles messages on several cores, and
+// two copies of one at a time can both get past its check for replays and leave
+// the ends with different keys.
 type handshakes struct {
 	first   bool    // of two initiations that cross, ours counts
 	ours    []byte  // initiation without an answer; nil: none
@@ -75,20 +79,25 @@ func (h *handshakes) again(now instant) []byte {
 	return h.ours
 }
 
-// answered takes a response of the peer.
-func (h *handshakes) answered(msg []byte) {
-	if len(h.ours) >= 8 && len(msg) >= 12 && bytes.Equal(msg[8:12], h.ours[4:8]) {
-		h.ours, h.next = nil, 0
+// answered takes a response of the peer and reports whether WireGuard is to see
+// it: the first to the initiation that waits for one.
+func (h *handshakes) answered(msg []byte) bool {
+	if len(h.ours) < 8 || len(msg) < 12 || !bytes.Equal(msg[8:12], h.ours[4:8]) {
+		return false
 	}
+	h.ours, h.next = nil, 0
+	return true
 }
 
 // arrives takes an initiation of the peer and reports whether WireGuard is to
 // see it. If not, there may be a message to send: the response that WireGuard
 // has made already, or our own initiation, which the peer seems to have missed.
 func (h *handshakes) arrives(now instant, msg []byte) (pass bool, send []byte) {
-	switch {
-	case h.reply != nil && bytes.Equal(msg, h.their):
+	switch seen := bytes.Equal(msg, h.their); {
+	case seen && h.reply != nil:
 		return false, h.reply
+	case seen && h.arrived.within(precedence, now):
+		return false, nil
 	case h.first && h.ours != nil && h.made.within(precedence, now):
 		return false, h.again(now)
 	}

@@ -12,10 +12,11 @@ import (
 // state, which the last message that was made or consumed has written.
 type wgEnd struct {
 	h         handshakes
-	created   uint32 // index of our initiation that waits for a response; 0: none
-	consumed  uint32 // index of the peer's initiation that waits for ours; 0: none
-	lastStamp uint32 // of the initiations consumed
-	next      uint32 // index of a session that the peer has not confirmed
+	created   uint32             // index of our initiation that waits for a response; 0: none
+	consumed  uint32             // index of the peer's initiation that waits for ours; 0: none
+	lastStamp uint32             // of the initiations consumed
+	next      uint32             // index of a session that the peer has not confirmed
+	passed    map[string]instant // when WireGuard last saw a message
 	session   bool
 }
 
@@ -29,6 +30,8 @@ type wgLab struct {
 	delay  func() time.Duration // of a datagram
 	gap    func() time.Duration // between goroutines
 	lost   func() bool
+	twice  func() bool // a datagram arrives twice
+	fail   func(...any)
 }
 
 func (l *wgLab) at(t instant, f func()) { l.events[t] = append(l.events[t], f) }
@@ -40,6 +43,9 @@ func (l *wgLab) send(now instant, from int, msg []byte) {
 	}
 	t := now.add(l.delay())
 	l.at(t, func() { l.receive(t, 1-from, msg) })
+	if l.twice() {
+		l.at(t, func() { l.receive(t, 1-from, msg) })
+	}
 }
 
 func (l *wgLab) initiate(now instant, i int) {
@@ -64,11 +70,15 @@ func (l *wgLab) receive(now instant, i int, msg []byte) {
 		pass, send := e.h.arrives(now, msg)
 		l.send(now, i, send)
 		if pass {
+			l.see(now, e, msg)
 			t := now.add(l.gap())
 			l.at(t, func() { l.consume(t, i, binary.LittleEndian.Uint32(msg[4:])) })
 		}
 	case response:
-		e.h.answered(msg)
+		if !e.h.answered(msg) {
+			return
+		}
+		l.see(now, e, msg)
 		if got := binary.LittleEndian.Uint32(msg[8:]); got == e.created {
 			e.created, e.session = 0, true
 			keepalive := make([]byte, 32)
@@ -79,6 +89,14 @@ func (l *wgLab) receive(now instant, i int, msg []byte) {
 	case transport:
 		e.session = e.session || e.next == binary.LittleEndian.Uint32(msg[4:])
 	}
+}
+
+// see fails if WireGuard sees two copies of a message at nearly the same time.
+func (l *wgLab) see(now instant, e *wgEnd, msg []byte) {
+	if last, ok := e.passed[string(msg)]; ok && last.within(precedence, now) {
+		l.fail("two copies of a message", msg[0], now.sub(last))
+	}
+	e.passed[string(msg)] = now
 }
 
 func (l *wgLab) consume(now instant, i int, stamp uint32) {
@@ -135,6 +153,8 @@ func TestHandshakes(t *testing.T) {
 			events: map[instant][]func(){},
 			delay:  func() time.Duration { return time.Duration(rapid.IntRange(0, slowest).Draw(t, "delay")) * ms },
 			gap:    func() time.Duration { return time.Duration(rapid.IntRange(0, 2).Draw(t, "gap")) * ms },
+			twice:  func() bool { return rapid.IntRange(0, 9).Draw(t, "twice") == 9 },
+			fail:   t.Fatal,
 			lost: func() bool {
 				sent++
 				for _, n := range losses {
@@ -146,6 +166,7 @@ func TestHandshakes(t *testing.T) {
 			},
 		}
 		l.ends[0].h.first = true
+		l.ends[0].passed, l.ends[1].passed = map[string]instant{}, map[string]instant{}
 		who := rapid.SampledFrom([][]int{{0}, {1}, {0, 1}}).Draw(t, "who")
 		for _, i := range who {
 			begin := start.add(time.Duration(rapid.IntRange(0, 60).Draw(t, "begin")) * ms)

@@ -27,6 +27,7 @@ type peer struct {
 	addr netip.Addr // in the overlay: the only address that it may use
 	psk  [32]byte   // zero: none
 
+	life    uint64           // instance that our probes name; see wire.Probe
 	out     wire.ProbeKey    // of probes to the peer
 	receive wire.ProbeKey    // of probes of the peer
 	sources []netip.AddrPort // guarded by bind.mu
@@ -41,7 +42,7 @@ type peer struct {
 	handshakes handshakes
 	asked      map[uint64]asked // pings without an answer, by transaction
 	waiting    []chan Path      // who waits for the next answer
-	instance   uint64           // of the peer's process; 0: not known yet
+	instance   uint64           // that the peer's probes name; 0: not known yet
 	restarted  uint64           // instance that WireGuard's peer is to be renewed for; 0: none
 	told       Path             // what was reported last
 }
@@ -64,7 +65,7 @@ type datagram struct {
 }
 
 func newPeer(b *bind, self identity.WGKey, key identity.WGPublic, addr netip.Addr) (*peer, error) {
-	p := &peer{bind: b, key: key, addr: addr, asked: map[uint64]asked{}}
+	p := &peer{bind: b, key: key, addr: addr, life: random(), asked: map[uint64]asked{}}
 	p.paths.kind = b.kind
 	own := self.Public()
 	p.handshakes.first = bytes.Compare(own[:], key[:]) < 0
@@ -155,7 +156,7 @@ func (p *peer) pings(now instant, to []netip.AddrPort) []datagram {
 	for i, addr := range to {
 		tx := random()
 		p.asked[tx] = asked{addr, now}
-		out[i] = datagram{addr, p.out.Seal(wire.Probe{Kind: wire.Ping, Tx: tx, Instance: p.bind.instance})}
+		out[i] = datagram{addr, p.out.Seal(wire.Probe{Kind: wire.Ping, Tx: tx, Instance: p.life})}
 	}
 	return out
 }
@@ -225,7 +226,7 @@ func (p *peer) ping(now instant, probe wire.Probe, from netip.AddrPort) {
 	p.settle()
 	p.mu.Unlock()
 	p.sendProbes(append(pings, datagram{from, p.out.Seal(wire.Probe{
-		Kind: wire.Pong, Tx: probe.Tx, Instance: p.bind.instance, Seen: from,
+		Kind: wire.Pong, Tx: probe.Tx, Instance: p.life, Seen: from,
 	})}))
 }
 
@@ -261,15 +262,16 @@ func (p *peer) pong(now instant, probe wire.Probe, proved func()) {
 	}
 }
 
-// meet compares the peer's process with the one known. A new one has lost
-// WireGuard's sessions, and its clock may have been set back, which WireGuard
-// would refuse for as long: so WireGuard's peer is made anew.
+// meet compares the peer's instance with the one known. A new one has lost
+// WireGuard's sessions, and the peer's clock may have been set back, which
+// WireGuard would refuse for as long: so WireGuard's peer is made anew.
 func (p *peer) meet(instance uint64) {
 	switch {
 	case p.instance == 0:
 		p.instance = instance
 	case p.instance != instance && p.restarted != instance:
 		p.restarted = instance
+		p.paths.best = nil // it may be somewhere else now
 		p.bind.news(p)
 	}
 }
@@ -302,11 +304,12 @@ func (p *peer) initiated(now instant, msg []byte, instance uint64) bool {
 	return pass
 }
 
-// responded takes a response of the peer.
-func (p *peer) responded(msg []byte) {
+// responded takes a response of the peer and reports whether WireGuard is to see
+// it.
+func (p *peer) responded(msg []byte) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.handshakes.answered(msg)
+	return p.handshakes.answered(msg)
 }
 
 // learn adds addresses to try; stored ones replace those stored before.

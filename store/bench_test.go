@@ -58,7 +58,7 @@ func BenchmarkRun(b *testing.B) {
 				b.Fatal(err)
 			}
 		}
-		appendTo(b, s, r.receipt(1))
+		appendTo(b, s, r.receipt(1, wire.Hash{1}))
 	}
 }
 

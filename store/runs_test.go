@@ -46,8 +46,8 @@ func (r testRun) finished(attempt int, state task.State) task.Draft {
 	return task.Draft{Topic: r.id, Kind: task.KindFinished, Record: task.Finished{Attempt: attempt, State: state, Usage: task.Usage{WallMS: 3}}}
 }
 
-func (r testRun) receipt(attempt int) task.Draft {
-	return task.Draft{Topic: r.id, Kind: task.KindReceipt, Record: task.Receipt{Attempt: attempt, Finished: wire.Hash{1}}}
+func (r testRun) receipt(attempt int, finished wire.Hash) task.Draft {
+	return task.Draft{Topic: r.id, Kind: task.KindReceipt, Record: task.Receipt{Attempt: attempt, Finished: finished}}
 }
 
 func mustRun(t *testing.T, s *Store, id string) task.Status {
@@ -66,18 +66,20 @@ func TestRunStates(t *testing.T) {
 	if _, err := submitter.Run(t.Context(), r.id); !errors.Is(err, ErrNotFound) {
 		t.Errorf("run that is not there: %v", err)
 	}
+	var last wire.Hash // of the step before
 	for _, step := range []struct {
 		by, other *Store
-		drafts    []task.Draft
+		drafts    func() []task.Draft
 		want      task.State
 	}{
-		{submitter, executor, []task.Draft{r.submit(), r.place(1)}, task.Placed},
-		{executor, submitter, []task.Draft{r.accepted(1)}, task.Placed},
-		{executor, submitter, []task.Draft{r.started(1)}, task.Running},
-		{executor, submitter, []task.Draft{r.finished(1, task.Succeeded)}, task.Succeeded},
-		{submitter, executor, []task.Draft{r.receipt(1)}, task.Succeeded},
+		{submitter, executor, func() []task.Draft { return []task.Draft{r.submit(), r.place(1)} }, task.Placed},
+		{executor, submitter, func() []task.Draft { return []task.Draft{r.accepted(1)} }, task.Placed},
+		{executor, submitter, func() []task.Draft { return []task.Draft{r.started(1)} }, task.Running},
+		{executor, submitter, func() []task.Draft { return []task.Draft{r.finished(1, task.Succeeded)} }, task.Succeeded},
+		{submitter, executor, func() []task.Draft { return []task.Draft{r.receipt(1, last)} }, task.Succeeded},
 	} {
-		list := appendTo(t, step.by, step.drafts...)
+		list := appendTo(t, step.by, step.drafts()...)
+		last = list[len(list)-1].Hash()
 		accept(t, step.other, list...)
 		for _, s := range []*Store{submitter, executor} {
 			st := mustRun(t, s, r.id)

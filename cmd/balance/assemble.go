@@ -80,6 +80,20 @@ func keptPort(ctx context.Context, db *store.Store, listen netip.AddrPort) (neti
 	return want, probe.Close()
 }
 
+// settleRuns is how many of the newest runs that have ended are looked at for
+// what is left to do, such as a countersignature that a crash prevented.
+const settleRuns = 100
+
+// unsettled returns this node's runs that may not be over.
+func unsettled(ctx context.Context, db *store.Store) ([]task.Status, error) {
+	active, err := db.Runs(ctx, store.RunFilter{Own: true, Active: true})
+	if err != nil {
+		return nil, err
+	}
+	newest, err := db.Runs(ctx, store.RunFilter{Own: true, Limit: settleRuns})
+	return append(active, newest...), err
+}
+
 // openMembers starts the gossip of who is alive.
 func openMembers(node *mesh.Node, self identity.ID, who *roster, f *facts, held func() fleet.Held, heard *news, log *slog.Logger) (*member.List, error) {
 	ln, err := node.Listen(gossipPort)

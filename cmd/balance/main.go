@@ -15,6 +15,7 @@ import (
 	"charm.land/fang/v2"
 	"github.com/spf13/cobra"
 
+	"github.com/balanceai/balance/exec/place"
 	"github.com/balanceai/balance/store"
 	"github.com/balanceai/balance/tui"
 )
@@ -114,9 +115,9 @@ func (a *app) setUp(*cobra.Command, []string) error {
 func errorCode(err error) string {
 	var ambiguous *store.AmbiguousError
 	switch {
-	case errors.Is(err, store.ErrNotFound):
+	case errors.Is(err, store.ErrNotFound), errors.Is(err, place.ErrNoNode):
 		return "not_found"
-	case errors.As(err, &ambiguous):
+	case errors.As(err, &ambiguous), errors.Is(err, place.ErrAmbiguous):
 		return "ambiguous"
 	case errors.Is(err, context.DeadlineExceeded):
 		return "timeout"

@@ -201,7 +201,7 @@ func (l *localAPI) ping(w http.ResponseWriter, r *http.Request) error {
 	nodes, _ := l.view.Snapshot()
 	id, err := place.Pin(nodes, r.PathValue("node"))
 	if err != nil {
-		return fail("not_found", "see the machines with: balance nodes", "%v", err)
+		return hint(err, "see the machines with: balance nodes")
 	}
 	count, err := strconv.Atoi(r.FormValue("count"))
 	if err != nil || count < 1 || count > 1000 {
@@ -299,9 +299,12 @@ func (l *localAPI) plan(w http.ResponseWriter, r *http.Request) error {
 	if err := readJSON(r, &spec); err != nil {
 		return err
 	}
+	if err := spec.Check(); err != nil {
+		return fail("usage", "", "%v", err)
+	}
 	ranking, err := l.submitted.Plan(r.Context(), spec)
 	if err != nil {
-		return fail("usage", "", "%v", err)
+		return err
 	}
 	reply(w, ranking)
 	return nil

@@ -183,9 +183,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	defer func() { err = errors.Join(err, runner.Close()) }()
 	submitted, err := dispatch.New(dispatch.Config{
 		Self: self, Owner: who.me().Owner, Dir: h.path(followDir), Ledger: db, Blobs: blobs, Outputs: outputLimits, Log: log,
-		Runs: func(ctx context.Context) ([]task.Status, error) {
-			return db.Runs(ctx, store.RunFilter{Own: true, Active: true})
-		},
+		Runs: func(ctx context.Context) ([]task.Status, error) { return unsettled(ctx, db) },
 		View: func() []fleet.Node { nodes, _ := view.Snapshot(); return nodes },
 		Executor: func(id identity.ID) dispatch.Executor {
 			if id == self {

@@ -17,7 +17,7 @@ import (
 
 // choose ranks the machines that were not tried yet, and takes the best one
 // that fits, if there is one.
-func (r *run) choose() task.Place {
+func (r *run) choose() (task.Place, error) {
 	tried := func(n fleet.Node) bool {
 		return slices.ContainsFunc(r.tried, func(v task.Verdict) bool { return v.Node == n.ID })
 	}
@@ -28,16 +28,31 @@ func (r *run) choose() task.Place {
 	if len(fit) > 0 && r.placed.Attempt < maxAttempts {
 		best = fit[0]
 	}
-	return task.NewPlace(r.placed.Attempt+1, best.Node, best.Name, slices.Insert(ranking, len(fit), r.tried...))
+	ranking = slices.Insert(ranking, len(fit), r.tried...)
+	p, err := task.NewPlace(r.placed.Attempt+1, best.Node, best.Name, ranking)
+	if err != nil { // a machine has a say in how long the verdict on it is
+		p, err = task.NewPlace(r.placed.Attempt+1, best.Node, best.Name, slices.DeleteFunc(ranking, tooLong))
+	}
+	return p, err
+}
+
+// tooLong reports whether no record can hold a verdict.
+func tooLong(v task.Verdict) bool {
+	_, err := wire.Marshal(v)
+	return err != nil
 }
 
 // submit writes the run and the first choice into the ledger, at once.
 func (r *run) submit(ctx context.Context) error {
+	choice, err := r.choose()
+	if err != nil {
+		return err
+	}
 	r.mine = []*wire.Entry{} // until now
-	r.placed = r.choose()
+	r.placed = choice
 	return r.writeLocked(ctx,
 		task.Draft{Topic: r.id, Kind: task.KindSubmit, Record: task.Submit{Spec: r.spec}},
-		task.Draft{Topic: r.id, Kind: task.KindPlace, Record: r.placed})
+		task.Draft{Topic: r.id, Kind: task.KindPlace, Record: choice})
 }
 
 // announce tells the choice to who watches, and why it is not the last one.
@@ -89,7 +104,10 @@ func shorten(s string, n int) string { return strings.ToValidUTF8(s[:min(len(s),
 func (r *run) placeAgain(ctx context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	choice := r.choose()
+	choice, err := r.choose()
+	if err != nil {
+		return err
+	}
 	drafts := []task.Draft{{Topic: r.id, Kind: task.KindPlace, Record: &choice}}
 	if r.cancel != goOn {
 		// Only what is nowhere can be cancelled without a machine's word.

@@ -155,7 +155,7 @@ func TestKilledAtEachStep(t *testing.T) {
 						if n := l.hydra.count(run) + l.io.count(run) + l.juno.count(run); n != 1 || m.count(run) != 1 {
 							t.Errorf("%s: %d starts", where, n)
 						}
-						l.eventually("settled", func() bool { return settled(m, run) })
+						l.eventually("settled, "+where, func() bool { return settled(m, run) })
 						kinds := l.ledger.kinds(run)
 						for _, kind := range []string{task.KindSubmit, task.KindAccepted, task.KindStarted, task.KindFinished, task.KindReceipt} {
 							if count(kinds, kind) != 1 {
@@ -214,7 +214,9 @@ func killAt(t *testing.T, step int, late bool, setup func(*lab), act func(*testi
 	select {
 	case <-death.died:
 		_ = l.d.Close()
-		_ = <-ended // with or without the last event
+		if err := <-ended; err == nil {
+			t.Log("it died after the last event")
+		}
 	case err := <-ended:
 		if survived = err == nil; survived {
 			l.eventually("driver ends or dies", func() bool {

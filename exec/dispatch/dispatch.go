@@ -76,7 +76,7 @@ type Config struct {
 	Dir   string // for the journals: a file for each run
 
 	Ledger   Ledger
-	Runs     func(context.Context) ([]task.Status, error) // all that may not be over, in the ledger
+	Runs     func(context.Context) ([]task.Status, error) // this node's: all that are not final, and a hundred of the newest others
 	View     func() []fleet.Node
 	Executor func(identity.ID) Executor
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/balanceai/balance/exec/task"
@@ -119,6 +120,7 @@ func (r *run) settle(ctx context.Context) {
 			os.Remove(r.d.unsettled(r.id))
 			return
 		}
+		r.d.cfg.Log.Debug("receipt is not delivered yet", "run", r.id, "node", r.placed.Name, "err", err)
 		if err := os.WriteFile(r.d.unsettled(r.id), nil, 0o600); err != nil {
 			r.d.cfg.Log.Error("receipt may not reach the machine", "run", r.id, "err", err)
 		}
@@ -129,9 +131,28 @@ func (r *run) settle(ctx context.Context) {
 	}
 }
 
+const unsettledSuffix = ".unsettled"
+
 // unsettled is the path of the file that says that a run's machine does not
 // have the receipt.
-func (d *Dispatcher) unsettled(id string) string { return filepath.Join(d.cfg.Dir, id+".unsettled") }
+func (d *Dispatcher) unsettled(id string) string {
+	return filepath.Join(d.cfg.Dir, id+unsettledSuffix)
+}
+
+// unsettledRuns returns the runs that have such a file.
+func (d *Dispatcher) unsettledRuns() ([]string, error) {
+	files, err := os.ReadDir(d.cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, f := range files {
+		if id, ok := strings.CutSuffix(f.Name(), unsettledSuffix); ok && task.ValidID(id) {
+			out = append(out, id)
+		}
+	}
+	return out, nil
+}
 
 func (r *run) settleOnce(ctx context.Context, exec Executor) error {
 	entries, err := r.own(ctx)

@@ -36,7 +36,7 @@ func (d *Dispatcher) journalOf(ctx context.Context, id string) (*journal.Journal
 	if err != nil {
 		return nil, err
 	}
-	if !st.State.Final() {
+	if !over(st) {
 		return nil, fmt.Errorf("run %s: %w", id, ErrClosed) // without a driver only before Resume and after Close
 	}
 	d.past.Lock()
@@ -50,6 +50,10 @@ func (d *Dispatcher) journalOf(ctx context.Context, id string) (*journal.Journal
 	e.Run, e.Attempt, e.Node = id, st.Attempt, st.Node
 	return j, errors.Join(j.Append(&e), j.Finish())
 }
+
+// over reports whether all of a run is in the ledger: its end, and for one that
+// was on a machine the receipt.
+func over(st task.Status) bool { return st.State.Final() && (st.Receipt || st.NodeID.IsZero()) }
 
 // status adds up what the ledger has of a run of this node's.
 func (d *Dispatcher) status(ctx context.Context, id string) (task.Status, error) {

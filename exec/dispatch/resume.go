@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 
 	"github.com/balanceai/balance/exec/task"
@@ -23,33 +22,30 @@ func (d *Dispatcher) Resume(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("resume runs: %w", err)
 	}
+	ids, err := d.unsettledRuns()
+	if err != nil {
+		return fmt.Errorf("resume runs: %w", err)
+	}
 	slices.SortFunc(list, func(a, b task.Status) int { return b.Finished.Compare(a.Finished) })
-	receipts := 0
-	var errs []error
+	newest := 0
 	for _, st := range list {
-		if st.Submitter != d.cfg.Self || d.over(st, &receipts) {
-			continue
+		switch {
+		case st.Submitter != d.cfg.Self:
+		case !over(st):
+			ids = append(ids, st.ID)
+		case st.Receipt && newest < sureSettled:
+			newest++
+			ids = append(ids, st.ID)
 		}
-		if err := d.revive(ctx, st.ID); err != nil {
-			errs = append(errs, fmt.Errorf("resume run %s: %w", st.ID, err))
+	}
+	slices.Sort(ids)
+	var errs []error
+	for _, id := range slices.Compact(ids) {
+		if err := d.revive(ctx, id); err != nil {
+			errs = append(errs, fmt.Errorf("resume run %s: %w", id, err))
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// over reports whether nothing is left to do for a run. It counts receipts.
-func (d *Dispatcher) over(st task.Status, receipts *int) bool {
-	switch {
-	case !st.State.Final():
-		return false
-	case st.NodeID.IsZero():
-		return true
-	case !st.Receipt:
-		return false
-	}
-	*receipts++
-	_, err := os.Lstat(d.unsettled(st.ID))
-	return err != nil && *receipts > sureSettled
 }
 
 // revive makes a driver for a run from what the ledger has.
@@ -79,6 +75,9 @@ func (r *run) remember(ctx context.Context, entries []*wire.Entry) error {
 		if err := r.rememberEntry(e); err != nil {
 			return err
 		}
+	}
+	if len(r.spec.Command) == 0 {
+		return task.ErrNoRun
 	}
 	r.room = journalRoom(&r.spec)
 	if r.placed.Attempt == 0 {

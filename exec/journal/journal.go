@@ -2,9 +2,9 @@
 //
 // A journal is one file of JSON lines, one [task.Event] a line, with the same
 // bytes on disk as on the wire. It has one writer, which numbers the events
-// from 1 on, and any number of readers. An event is in the file
-// before any reader can see it, so what a reader saw survives the program: one
-// that saw number n asks for what comes after n and misses nothing.
+// from 1 on, and any number of readers. An event is in the file before any
+// reader can see it, so what a reader saw survives the program: one that saw
+// number n asks for what comes after n and misses nothing.
 //
 // Readers read from the file. A slow one holds up nobody and costs no memory,
 // and nothing of a journal is kept in memory but its length: a place in the
@@ -65,6 +65,25 @@ func Open(path string) (*Journal, error) {
 		return nil, fmt.Errorf("open journal: %w", err)
 	}
 	return j, nil
+}
+
+// Ended reports whether the journal at path is finished. It changes nothing, so
+// the journal may be open.
+func Ended(path string) (bool, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return false, fmt.Errorf("look at journal: %w", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return false, fmt.Errorf("look at journal: %w", err)
+	}
+	e, _, err := lastEvent(f, info.Size())
+	if err != nil {
+		return false, fmt.Errorf("look at journal: %w", err)
+	}
+	return e != nil && e.Type == task.EventFinished, nil
 }
 
 func (j *Journal) load() error {

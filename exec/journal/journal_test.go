@@ -81,6 +81,22 @@ func TestAppendRead(t *testing.T) {
 	}
 }
 
+func TestSkip(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "events")
+	j := open(t, path)
+	add(t, j, output("a"))
+	j.Skip(1000)
+	add(t, j, output("b"))
+	_ = j.Close()
+	j = open(t, path)
+	add(t, j, output("c"))
+	for after, want := range map[uint64]string{0: "1:a|1002:b|1003:c", 1: "1002:b|1003:c", 500: "1002:b|1003:c", 1002: "1003:c", 1003: ""} {
+		if got := strings.Join(read(t, j, after, false), "|"); got != want {
+			t.Errorf("after %d: %q", after, got)
+		}
+	}
+}
+
 // Whatever was written, a reader that begins after any number gets exactly what
 // follows, also from a journal that was opened again.
 func TestEveryPlace(t *testing.T) {
@@ -193,7 +209,16 @@ func TestReopenFinished(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "events")
 	j := open(t, path)
 	add(t, j, output("x"))
+	if over, err := Ended(path); over || err != nil {
+		t.Errorf("ended: %v, %v", over, err)
+	}
 	add(t, j, &task.Event{Type: task.EventFinished, State: task.Succeeded})
+	if over, err := Ended(path); !over || err != nil {
+		t.Errorf("ended: %v, %v", over, err)
+	}
+	if _, err := Ended(path + "x"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("no journal: %v", err)
+	}
 	_ = j.Close()
 	j = open(t, path)
 	if !j.Finished() || j.Last() != 2 {

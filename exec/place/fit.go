@@ -109,7 +109,7 @@ func (f *fit) pinned() {
 func (f *fit) kind() {
 	o, n := f.offer, f.needs
 	if !slices.Contains(o.Drivers, f.spec.Driver) {
-		f.never("driver", 0, 0, "cannot start runs of driver %s", f.spec.Driver)
+		f.never("driver", 0, 0, "has no %s", driverName(f.spec.Driver))
 	}
 	if len(n.OS) > 0 && !slices.Contains(n.OS, o.OS) {
 		f.never("os", 0, 0, "%s is not %s", o.OS, either(n.OS))
@@ -126,6 +126,14 @@ func (f *fit) kind() {
 	if miss := missing(n.Engines, has); len(miss) > 0 {
 		f.never("engines", 0, 0, "does not have %s", strings.Join(miss, ", "))
 	}
+}
+
+// driverName says what a machine lacks that does not have a driver.
+func driverName(driver string) string {
+	if driver == task.DriverImage {
+		return "container runtime: it runs programs, not images"
+	}
+	return "driver " + driver
 }
 
 func either(words []string) string { return strings.Join(words, " or ") }

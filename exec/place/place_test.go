@@ -115,7 +115,7 @@ func TestReasons(t *testing.T) {
 			}},
 			machine(1),
 			[]task.Reason{
-				{Rule: "driver", Text: "cannot start runs of driver image"},
+				{Rule: "driver", Text: "has no container runtime: it runs programs, not images"},
 				{Rule: "os", Text: "linux is not darwin"},
 				{Rule: "arch", Text: "amd64 is not arm64 or riscv64"},
 				{Rule: "labels", Text: "does not have the label quiet, home"},

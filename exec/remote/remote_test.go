@@ -307,7 +307,7 @@ func TestManyRunsReuseConnections(t *testing.T) {
 		return dial(ctx, network, addr)
 	}
 	for i := range 50 {
-		run := fmt.Sprintf("r-%016s", strings.Repeat(string(rune('a'+i%26)), 16))
+		run := fmt.Sprintf("r-aaaaaaaaaaaaaa%c%c", 'a'+i/26, 'a'+i%26)
 		f.happen(run, finished(0))
 		if err := l.client.Start(t.Context(), task.Order{Run: run, Attempt: 1}, ignore); err != nil {
 			t.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/wire"
@@ -103,7 +104,7 @@ func (r *Runner) take(ctx context.Context, o *task.Order, w wish) (*live, error)
 	close(x.ready)
 	go func() {
 		defer r.wg.Done()
-		x.live(life)
+		x.run(life)
 		r.spares.add()
 	}()
 	return x, nil
@@ -212,22 +213,34 @@ func (r *Runner) refuse(ctx context.Context, o *task.Order, own []*wire.Entry, r
 
 // admit asks every rule whether the run may be here, and reserves what it needs.
 func (r *Runner) admit(x *live) []task.Reason {
-	var reasons []task.Reason
-	if x.spec.Driver != task.DriverProcess {
-		reasons = append(reasons, task.Reasonf("driver", "no container runtime on this machine: it runs programs, not images"))
-	}
-	if short := r.disk(&x.spec); short != nil {
-		reasons = append(reasons, *short)
-	}
+	own := r.cannot(&x.spec)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	grant, more := r.cfg.Admit(Ask{Run: x.id, Attempt: x.attempt, From: x.from, Spec: &x.spec, Held: r.heldLocked()})
-	if reasons = append(reasons, more...); len(reasons) > 0 {
+	grant, reasons := r.cfg.Admit(Ask{Run: x.id, Attempt: x.attempt, From: x.from, Spec: &x.spec, Held: r.heldLocked()})
+	for _, o := range own {
+		said := func(r task.Reason) bool { return r.Rule == o.Rule }
+		if !slices.ContainsFunc(reasons, said) {
+			reasons = append(reasons, o)
+		}
+	}
+	if len(reasons) > 0 {
 		return reasons
 	}
 	x.grant = grant
 	x.use = Use{Run: x.id, From: x.from, Needs: x.spec.Needs.Held(), Devices: grant.Devices, Since: r.cfg.Now()}
 	return nil
+}
+
+// cannot returns what keeps this Runner from a run, whatever the owner says.
+func (r *Runner) cannot(spec *task.Spec) []task.Reason {
+	var out []task.Reason
+	if spec.Driver != task.DriverProcess {
+		out = append(out, task.Reasonf("driver", "no container runtime on this machine: it runs programs, not images"))
+	}
+	if short := r.disk(spec); short != nil {
+		out = append(out, *short)
+	}
+	return out
 }
 
 // reserve is what runs leave free of the disk, for the ledger and the node.

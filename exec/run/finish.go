@@ -18,17 +18,24 @@ func (x *live) finish(fin task.Finished) {
 	x.use = Use{} // before anybody can know that it has ended
 	x.r.mu.Unlock()
 	defer x.r.drop(x)
-	if err := x.remember(fin); err != nil {
-		x.r.cfg.Log.Warn("cannot note how a run ended", "run", x.id, "err", err)
+	if len(x.spec.Outputs) > 0 { // which may take long
+		x.remember(fin)
+		x.collect(&fin)
 	}
-	x.collect(&fin)
 	draft := task.Draft{Topic: x.id, Kind: task.KindFinished, Record: fin}
-	x.insist("ledger", func() error {
+	written := x.insist("ledger", func() error {
 		entries, err := x.r.cfg.Ledger.Append(context.Background(), draft)
+		if err != nil {
+			x.remember(fin)
+		}
 		x.tell(entries...)
 		return err
 	})
-	x.announce(fin)
+	if written {
+		x.announce(fin)
+	} else {
+		_ = x.journal.Close() // what is in it is written
+	}
 }
 
 // announce writes the end to the journal.
@@ -37,22 +44,23 @@ func (x *live) announce(fin task.Finished) {
 	if !fin.Outputs.IsZero() {
 		e.Outputs = fin.Outputs.String()
 	}
-	x.insist("journal", func() error { return x.append(e) })
-	if err := x.journal.Finish(); err != nil {
-		x.r.cfg.Log.Warn("cannot close the journal of a run", "run", x.id, "err", err)
+	if x.insist("journal", func() error { return x.append(e) }) {
+		_ = x.journal.Finish()
+	} else {
+		_ = x.journal.Close()
 	}
 }
 
 // retry is the pause before what must be written is tried again.
 const retry = time.Second
 
-// insist does what has to be done, however long the disk is full, and leaves it
-// to the next life only when the Runner closes.
-func (x *live) insist(where string, do func() error) {
+// insist does what has to be done, however long the disk is full. Only when the
+// Runner closes it leaves that to the next life, and returns false.
+func (x *live) insist(where string, do func() error) bool {
 	for first := true; ; first = false {
 		err := do()
 		if err == nil {
-			return
+			return true
 		}
 		if first {
 			x.r.cfg.Log.Error("cannot record the end of a run, will try again", "run", x.id, "where", where, "err", err)
@@ -60,16 +68,13 @@ func (x *live) insist(where string, do func() error) {
 		select {
 		case <-time.After(retry):
 		case <-x.r.closing:
-			return
+			return false
 		}
 	}
 }
 
 // collect packs the outputs.
 func (x *live) collect(fin *task.Finished) {
-	if len(x.spec.Outputs) == 0 {
-		return
-	}
 	out, err := x.pack()
 	if err != nil {
 		out.Missing = append(out.Missing, err.Error())
@@ -96,12 +101,14 @@ func (x *live) pack() (blob.Outputs, error) {
 
 // remember notes how the program ended, so that the truth survives if this
 // process does not live to write it to the ledger.
-func (x *live) remember(fin task.Finished) error {
+func (x *live) remember(fin task.Finished) {
 	b, err := wire.Marshal(fin)
-	if err != nil {
-		return err
+	if err == nil {
+		err = os.WriteFile(x.exitPath(), b, 0o600)
 	}
-	return os.WriteFile(x.exitPath(), b, 0o600)
+	if err != nil {
+		x.r.cfg.Log.Warn("cannot note how a run ended", "run", x.id, "err", err)
+	}
 }
 
 // remembered returns what an earlier life has noted.
@@ -109,9 +116,6 @@ func (x *live) remembered() (task.Finished, error) {
 	b, err := os.ReadFile(x.exitPath())
 	if err != nil {
 		return task.Finished{}, err
-	}
-	if len(b) == 0 {
-		return task.Finished{}, os.ErrNotExist
 	}
 	var fin task.Finished
 	if err := wire.Unmarshal(b, &fin); err != nil {

@@ -13,7 +13,7 @@ import (
 // The folder of a run has in it:
 //
 //	events  its journal
-//	exit    how its program ended, once that is known
+//	exit    how its program ended, where that is known before the ledger has it
 //	work    where the program works
 //	tmp     its TMPDIR
 //
@@ -38,12 +38,7 @@ func makeFolder(dir string) error {
 			return err
 		}
 	}
-	for _, file := range []string{"events", "exit"} {
-		if err := os.WriteFile(filepath.Join(dir, file), nil, 0o600); err != nil {
-			return err
-		}
-	}
-	return nil
+	return os.WriteFile(filepath.Join(dir, "events"), nil, 0o600)
 }
 
 // spares are folders for runs to come.

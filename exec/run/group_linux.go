@@ -300,7 +300,7 @@ func runOf(pid int, node string) (run string) {
 
 // killLeft kills what the runs of an earlier life have left: it may have been
 // in another control group itself.
-func (c control) killLeft(_ string, runs []string) error {
+func (c control) killLeft(runs []string) error {
 	var errs []error
 	if mount, err := cgroupMount(); err == nil {
 		errs = append(errs, filepath.WalkDir(mount, func(path string, d fs.DirEntry, err error) error {
@@ -308,7 +308,8 @@ func (c control) killLeft(_ string, runs []string) error {
 				return nil // not ours
 			}
 			if run, ok := strings.CutPrefix(d.Name(), c.leaf); ok && slices.Contains(runs, run) {
-				return errors.Join(removeCgroup(path), fs.SkipDir)
+				errs = append(errs, removeCgroup(path))
+				return fs.SkipDir
 			}
 			return nil
 		}))

@@ -126,6 +126,29 @@ func TestGroupsBelow(t *testing.T) {
 	}
 }
 
+// What an earlier life has left in a control group dies with it, also what hides
+// its environment.
+func TestGroupsLeft(t *testing.T) {
+	l := newLab(t)
+	need(t, l.control.cgroup != "", "a control group (version 2) that it may write to")
+	id := task.NewID()
+	attr := &os.ProcAttr{Env: []string{"NOTHING=1"}}
+	p, g, err := l.control.start(id, "/bin/sleep", []string{"sleep", "3600"}, attr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.control.killLeft([]string{task.NewID(), id}); err != nil {
+		t.Error(err)
+	}
+	state, err := p.Wait()
+	if err != nil || state.ExitCode() != -1 {
+		t.Errorf("it ended with %v, %v", state, err)
+	}
+	if _, err := os.Stat(g.cgroup); !os.IsNotExist(err) {
+		t.Errorf("its group: %v", err)
+	}
+}
+
 // Another node's run of the same id on this machine is not touched.
 func TestOthersStay(t *testing.T) {
 	l := newLab(t)
@@ -142,7 +165,7 @@ func TestOthersStay(t *testing.T) {
 		_, _ = p.Wait()
 	}()
 	l.run(o)
-	if err := l.control.killLeft("", []string{o.Run}); err != nil {
+	if err := l.control.killLeft([]string{o.Run}); err != nil {
 		t.Fatal(err)
 	}
 	time.Sleep(10 * time.Millisecond)

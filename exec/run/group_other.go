@@ -35,7 +35,7 @@ func (g *group) sweep() error {
 	return nil
 }
 
-func (control) killLeft(string, []string) error { return nil }
+func (control) killLeft([]string) error { return nil }
 
 // awaitExit waits until a process has ended and returns how.
 func awaitExit(p *os.Process) *os.ProcessState {

@@ -416,3 +416,19 @@ func writeFiles(t testing.TB, files map[string]string) string {
 	}
 	return dir
 }
+
+// folders returns the runs that have a folder.
+func (l *lab) folders() []string {
+	l.t.Helper()
+	entries, err := os.ReadDir(l.cfg.Dir)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	var out []string
+	for _, e := range entries {
+		if task.ValidID(e.Name()) {
+			out = append(out, e.Name())
+		}
+	}
+	return out
+}

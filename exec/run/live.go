@@ -74,8 +74,8 @@ func (x *live) stop(why *end, force bool) {
 	}
 }
 
-// live takes the run from its acceptance to its end.
-func (x *live) live(ctx context.Context) {
+// run takes the run from its acceptance to its end.
+func (x *live) run(ctx context.Context) {
 	fin, err := x.execute(ctx)
 	if why := (*end)(nil); errors.As(err, &why) {
 		fin.State, fin.Reason = why.state, why.reason
@@ -127,17 +127,9 @@ func (x *live) bring(ctx context.Context) (came task.Bytes, err error) {
 		return 0, err
 	}
 	defer root.Close()
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	patience := time.AfterFunc(stall, func() { cancel(fmt.Errorf("nothing has come from the submitter for %s", period(stall))) })
-	defer patience.Stop()
-	source := func(ctx context.Context, h wire.Hash, offset int64) (io.ReadCloser, error) {
-		r, err := x.r.cfg.Fetch(ctx, x.from, h, offset)
-		return &watched{r, patience}, err
-	}
 	for _, in := range x.spec.Inputs {
-		n, err := x.r.cfg.Blobs.Fetch(ctx, in.Tree, blob.Limits{Size: in.Size, Files: maxFiles}, source)
-		came += task.Bytes(n)
+		n, err := x.fetch(ctx, &in)
+		came += n
 		if err != nil {
 			return came, fmt.Errorf("%s: %w", in.Path, err)
 		}
@@ -146,6 +138,24 @@ func (x *live) bring(ctx context.Context) (came task.Bytes, err error) {
 		}
 	}
 	return came, nil
+}
+
+// fetch brings an input, and waits for a submitter that is away, but not for
+// ever.
+func (x *live) fetch(ctx context.Context, in *task.Input) (task.Bytes, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	patience := time.AfterFunc(stall, func() { cancel(fmt.Errorf("nothing has come from the submitter for %s", period(stall))) })
+	defer patience.Stop()
+	source := func(ctx context.Context, h wire.Hash, offset int64) (io.ReadCloser, error) {
+		r, err := x.r.cfg.Fetch(ctx, x.from, h, offset)
+		if err != nil {
+			return nil, err
+		}
+		return &watched{r, patience}, nil
+	}
+	n, err := x.r.cfg.Blobs.Fetch(ctx, in.Tree, blob.Limits{Size: in.Size, Files: maxFiles}, source)
+	return task.Bytes(n), err
 }
 
 // watched is a reader that winds up a timer with each byte.

@@ -63,10 +63,8 @@ func (r *Runner) old() ([]oldRun, error) {
 		if going {
 			continue
 		}
-		if j, err := journal.Open(path); err == nil && j.Finished() {
+		if over, err := journal.Ended(path); over && err == nil {
 			out = append(out, oldRun{r.folder(f.Name()), info.ModTime()})
-		} else if err == nil {
-			_ = j.Close()
 		}
 	}
 	slices.SortFunc(out, func(a, b oldRun) int { return cmp.Compare(b.at.UnixNano(), a.at.UnixNano()) })

@@ -86,22 +86,14 @@ func (r *Runner) recover(ctx context.Context) error {
 		if !task.ValidID(f.Name()) {
 			continue
 		}
-		j, err := journal.Open(r.journalPath(f.Name()))
-		if err == nil && j.Finished() {
-			continue
+		if over, err := journal.Ended(r.journalPath(f.Name())); err != nil || !over {
+			open = append(open, f.Name())
 		}
-		if err == nil {
-			err = j.Close()
-		}
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
-		open = append(open, f.Name())
 	}
 	if len(open) == 0 {
 		return nil
 	}
-	if err := r.control.killLeft(r.cfg.Dir, open); err != nil {
+	if err := r.control.killLeft(open); err != nil {
 		r.cfg.Log.Error("cannot kill what earlier runs have left", "err", err)
 	}
 	for _, run := range open {
@@ -109,8 +101,8 @@ func (r *Runner) recover(ctx context.Context) error {
 		if errors.Is(err, task.ErrNoRun) { // never promised
 			err = os.RemoveAll(r.folder(run))
 		}
-		if err != nil {
-			return err
+		if err != nil { // the others still get their end
+			r.cfg.Log.Error("cannot end a run of an earlier life", "run", run, "err", err)
 		}
 	}
 	return nil
@@ -121,8 +113,8 @@ func (r *Runner) recover(ctx context.Context) error {
 // cut has taken from the journal.
 const gap = 1 << 32
 
-// revive writes the end of a run that an earlier life has accepted and not
-// ended, as far as it is not written.
+// revive returns the journal of a run that does not go on any more, and writes
+// the end of it as far as an earlier life has not.
 func (r *Runner) revive(ctx context.Context, run string) (*journal.Journal, error) {
 	p, err := r.past(ctx, run)
 	if err != nil {

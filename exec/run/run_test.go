@@ -100,10 +100,6 @@ func TestEnds(t *testing.T) {
 			}
 		})
 	}
-	left, err := os.ReadDir(l.Runner.cfg.Dir)
-	if err != nil || len(left) < 14 {
-		t.Errorf("%d folders, %v", len(left), err)
-	}
 }
 
 func TestPeriod(t *testing.T) {
@@ -188,8 +184,8 @@ func TestInvalidOrders(t *testing.T) {
 	if len(l.ledger.topics) != 0 {
 		t.Errorf("the ledger has %d entries", len(l.ledger.topics))
 	}
-	if folders, err := os.ReadDir(l.Runner.cfg.Dir); err != nil || len(folders) != 0 {
-		t.Errorf("%d folders, %v", len(folders), err)
+	if folders := l.folders(); len(folders) != 0 {
+		t.Errorf("%d folders", len(folders))
 	}
 	l.run(good)
 }
@@ -235,7 +231,7 @@ func TestRefusals(t *testing.T) {
 	}
 	o := order(image)
 	r := refusal(t, l.Start(t.Context(), o, nothing))
-	if len(r.Reasons) != 3 || r.Reasons[0].Rule != "driver" || r.Reasons[2].Text != "is arm64" {
+	if len(r.Reasons) != 3 || r.Reasons[1].Text != "is arm64" || r.Reasons[2].Rule != "driver" {
 		t.Errorf("reasons %v", r.Reasons)
 	}
 	if len(r.Entries) != 1 || r.Entries[0].Kind != task.KindRefused || r.Entries[0].Author != nodeKey.ID() {
@@ -246,6 +242,11 @@ func TestRefusals(t *testing.T) {
 	}
 	if err := l.Follow(t.Context(), o.Run, 0, nothing); !errors.Is(err, task.ErrNoRun) {
 		t.Errorf("follow: %v", err)
+	}
+
+	l.admit = func(Ask) (Grant, []task.Reason) { return Grant{}, []task.Reason{{Rule: "driver", Text: "has none"}} }
+	if r := refusal(t, l.Start(t.Context(), order(image), nothing)); len(r.Reasons) != 1 {
+		t.Errorf("one reason twice: %v", r.Reasons)
 	}
 
 	// A refusal stands, so that a late copy of the order starts nothing.
@@ -520,6 +521,29 @@ func TestClose(t *testing.T) {
 	}
 	if err := l.Start(t.Context(), order(spec("true")), nothing); !errors.Is(err, task.ErrBroken) {
 		t.Errorf("start: %v", err)
+	}
+}
+
+// The node stops while it cannot write the end: the next life does.
+func TestCloseWhileFull(t *testing.T) {
+	l := newLab(t)
+	o := order(stdinSpec("sh", "-c", "echo ready; read x; exit 5"))
+	w := l.start(o)
+	w.untilOutput("ready")
+	l.ledger.fail(errors.New("the disk is full"))
+	if err := l.Stdin(t.Context(), o.Run, 0, strings.NewReader("\n")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "its end", func() bool { return len(l.Held()) == 0 })
+	_ = l.Close()
+	<-w.done
+	if w.err == nil || w.r.finished != nil {
+		t.Errorf("it finished without an account: %v", w.err)
+	}
+	l.ledger.fail(nil)
+	l.open()
+	if r := l.run(o); r.account.ExitCode != 5 {
+		t.Errorf("%+v", r.account)
 	}
 }
 

@@ -171,20 +171,13 @@ func (r *Runner) Follow(ctx context.Context, run string, after uint64, yield fun
 // journal returns the journal of a run that has been accepted.
 func (r *Runner) journal(ctx context.Context, run string) (*journal.Journal, error) {
 	x, err := r.going(ctx, run)
-	if err == nil {
+	switch {
+	case err == nil:
 		return x.journal, nil
+	case errors.Is(err, task.ErrNoRun) && task.ValidID(run):
+		return r.revive(ctx, run)
 	}
-	if !errors.Is(err, task.ErrNoRun) || !task.ValidID(run) {
-		return nil, err
-	}
-	if _, err := os.Stat(r.journalPath(run)); err == nil {
-		if j, err := journal.Open(r.journalPath(run)); err != nil || j.Finished() {
-			return j, err
-		} else if err := j.Close(); err != nil {
-			return nil, err
-		}
-	}
-	return r.revive(ctx, run)
+	return nil, err
 }
 
 // going returns a run that has not ended.

@@ -61,21 +61,22 @@ type Place struct {
 }
 
 // NewPlace records a choice. It keeps as many verdicts as fit into an entry,
-// the best ones, and none that is too long by itself: a machine has a say in
-// how long the verdict on it is.
-func NewPlace(attempt int, node identity.ID, name string, ranking Ranking) Place {
+// the best ones.
+func NewPlace(attempt int, node identity.ID, name string, ranking Ranking) (Place, error) {
 	p := Place{Attempt: attempt, Node: node, Name: name}
 	room := wire.MaxPayload - 256
-	for _, v := range ranking {
+	for i, v := range ranking {
 		b, err := wire.Marshal(v)
-		if err != nil || len(b)+4 > room {
-			p.More++
-			continue
+		if err != nil {
+			return Place{}, err
 		}
-		room -= len(b) + 4
+		if room -= len(b) + 4; room < 0 {
+			p.More = len(ranking) - i
+			break
+		}
 		p.Verdicts = append(p.Verdicts, b)
 	}
-	return p
+	return p, nil
 }
 
 // Ranking returns the verdicts that were kept.
@@ -171,14 +172,13 @@ type Status struct {
 
 // Fold computes the status of a run from the entries of its topic. The entries
 // of one author are in the order of its chain; how the two authors' entries
-// interleave does not matter. An entry by the wrong author counts for nothing.
+// interleave does not matter. An entry by the wrong author, or one that cannot
+// be read, counts for nothing. It fails only where nobody has submitted the run.
 func Fold(run string, entries []*wire.Entry) (Status, error) {
 	f := folder{Status: Status{ID: run}}
 	for _, e := range entries {
 		if e.Kind == KindSubmit && f.Submitter.IsZero() {
-			if err := f.submit(e); err != nil {
-				return Status{}, err
-			}
+			f.submit(e)
 		}
 	}
 	if f.Submitter.IsZero() {
@@ -187,96 +187,74 @@ func Fold(run string, entries []*wire.Entry) (Status, error) {
 	// The submitter's entries first: they say who the executor of an attempt is.
 	for _, e := range entries {
 		if e.Author == f.Submitter {
-			if err := f.wish(e); err != nil {
-				return Status{}, err
-			}
+			f.wish(e)
 		}
 	}
 	for _, e := range entries {
 		if e.Author == f.NodeID {
-			if err := f.fact(e); err != nil {
-				return Status{}, err
-			}
+			f.fact(e)
 		}
 	}
+	f.Receipt = !f.finished.IsZero() && f.receipt == f.finished
 	return f.Status, nil
 }
 
 // folder adds entries up.
-type folder struct{ Status }
+type folder struct {
+	Status
+	finished wire.Hash // the executor's last word on the current attempt
+	receipt  wire.Hash // what the submitter has countersigned
+}
 
-func (f *folder) submit(e *wire.Entry) error {
+// read decodes a record, and reports whether it can be.
+func read(e *wire.Entry, record any) bool { return wire.Unmarshal(e.Payload, record) == nil }
+
+func (f *folder) submit(e *wire.Entry) {
 	var r Submit
-	if err := wire.Unmarshal(e.Payload, &r); err != nil {
-		return err
+	if !read(e, &r) {
+		return
 	}
 	f.State, f.Submitter, f.Submitted = Submitted, e.Author, e.Time()
 	f.Agent, f.Command = r.Spec.Agent, r.Spec.Command
-	return nil
 }
 
-func (f *folder) wish(e *wire.Entry) error {
-	switch e.Kind {
-	case KindPlace:
-		var r Place
-		if err := wire.Unmarshal(e.Payload, &r); err != nil {
-			return err
+func (f *folder) wish(e *wire.Entry) {
+	var place Place
+	var cancel Cancel
+	var lost LostRecord
+	var receipt Receipt
+	switch {
+	case e.Kind == KindPlace && read(e, &place) && place.Attempt >= f.Attempt:
+		f.State, f.Attempt, f.Node, f.NodeID, f.Reason = Placed, place.Attempt, place.Name, place.Node, ""
+		if place.Node.IsZero() {
+			f.State, f.Finished, f.Reason = Unplaced, e.Time(), "no machine fits"
 		}
-		if r.Attempt < f.Attempt {
-			return nil
-		}
-		f.State, f.Attempt, f.Node, f.NodeID = Placed, r.Attempt, r.Name, r.Node
-		if r.Node.IsZero() {
-			f.State, f.Finished = Unplaced, e.Time()
-			f.Reason = "no machine fits"
-		}
-	case KindCancel:
-		var r Cancel
-		if err := wire.Unmarshal(e.Payload, &r); err != nil {
-			return err
-		}
-		if f.NodeID.IsZero() {
-			f.State, f.Finished, f.Reason = Cancelled, e.Time(), r.Reason
-		}
-	case KindLost:
-		var r LostRecord
-		if err := wire.Unmarshal(e.Payload, &r); err != nil {
-			return err
-		}
-		if r.Attempt == f.Attempt {
-			f.State, f.Reason = Lost, r.Reason
-		}
-	case KindReceipt:
-		f.Receipt = true
+	case e.Kind == KindCancel && read(e, &cancel) && f.NodeID.IsZero():
+		f.State, f.Finished, f.Reason = Cancelled, e.Time(), cancel.Reason
+	case e.Kind == KindLost && read(e, &lost) && lost.Attempt == f.Attempt:
+		f.State, f.Reason = Lost, lost.Reason
+	case e.Kind == KindReceipt && read(e, &receipt) && receipt.Attempt == f.Attempt:
+		f.receipt = receipt.Finished
 	}
-	return nil
 }
 
 // fact takes what the executor of the current attempt says: the truth, also
 // where the submitter has given it up for lost.
-func (f *folder) fact(e *wire.Entry) error {
-	switch e.Kind {
-	case KindStarted:
-		var r Started
-		if err := wire.Unmarshal(e.Payload, &r); err != nil {
-			return err
+func (f *folder) fact(e *wire.Entry) {
+	var started Started
+	var finished Finished
+	switch {
+	case e.Kind == KindStarted && read(e, &started) && started.Attempt == f.Attempt:
+		f.Started = e.Time()
+		if f.State == Placed {
+			f.State = Running
 		}
-		if r.Attempt == f.Attempt {
-			f.Started = e.Time()
-			if f.State == Placed {
-				f.State = Running
-			}
-		}
-	case KindFinished:
-		var r Finished
-		if err := wire.Unmarshal(e.Payload, &r); err != nil {
-			return err
-		}
-		ran := r.State.Final() && r.State != Unplaced // what only the submitter can say is not the executor's
-		if r.Attempt == f.Attempt && ran {
-			f.State, f.Reason, f.Finished, f.Outputs = r.State, r.Reason, e.Time(), r.Outputs
-			f.Usage, f.ExitCode = &r.Usage, &r.ExitCode
-		}
+	case e.Kind == KindFinished && read(e, &finished) && finished.Attempt == f.Attempt && ran(finished.State):
+		f.State, f.Reason, f.Finished, f.Outputs = finished.State, finished.Reason, e.Time(), finished.Outputs
+		f.Usage, f.ExitCode, f.finished = &finished.Usage, &finished.ExitCode, e.Hash()
 	}
-	return nil
 }
+
+// ran reports whether a state is one that an executor can give: what only the
+// submitter can say is not the executor's.
+func ran(s State) bool { return s.Final() && s != Unplaced }

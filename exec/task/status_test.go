@@ -89,8 +89,13 @@ func TestFold(t *testing.T) {
 		{"receipt", func(b *book) {
 			b.place(1, first)
 			b.finish(first, 1, Failed, 7)
-			b.write(submitter, KindReceipt, Receipt{Attempt: 1})
+			b.write(submitter, KindReceipt, Receipt{Attempt: 1, Finished: b.entries[len(b.entries)-1].Hash()})
 		}, "failed node-1 1 7 true"},
+		{"receipt for something else", func(b *book) {
+			b.place(1, first)
+			b.finish(first, 1, Failed, 7)
+			b.write(submitter, KindReceipt, Receipt{Attempt: 1, Finished: wire.Hash{1}})
+		}, "failed node-1 1 7 false"},
 		{"unplaced", func(b *book) { b.nowhere(1) }, "unplaced  1 - false"},
 		{"refused, then elsewhere", func(b *book) {
 			b.place(1, first)

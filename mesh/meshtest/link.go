@@ -23,6 +23,7 @@ type Link struct {
 	delay  time.Duration   // each way
 	loss   float64         // each way, 0 to 1
 	cut    bool
+	tap    func(from int, msg []byte)
 	closed bool
 }
 
@@ -86,6 +87,9 @@ func (l *Link) carry(k int, c *net.UDPConn) {
 			continue
 		}
 		l.mu.Lock()
+		if l.tap != nil {
+			l.tap(l.nodes[k], buf[:n])
+		}
 		if l.closed || l.cut || rand.Float64() < l.loss {
 			l.mu.Unlock()
 			continue
@@ -132,6 +136,14 @@ func (l *Link) Shape(delay time.Duration, loss float64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.delay, l.loss = delay, loss
+}
+
+// Tap has f see every datagram that a node sends, until the next call. f keeps
+// nothing of msg and calls nothing of the link.
+func (l *Link) Tap(f func(from int, msg []byte)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.tap = f
 }
 
 // Cut stops everything on the link; Heal lets it pass again.

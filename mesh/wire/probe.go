@@ -23,7 +23,8 @@ import (
 //	 2  0, ignored (2)
 //	 4  tag: names the two keys and the direction to the receiver (8)
 //	12  transaction: random in a ping, repeated in its pong (8)
-//	20  instance: random, the same for as long as the sender's process runs (8)
+//	20  instance: random, another one when the sender has lost its sessions with
+//	    the receiver (8)
 //	28  pong: IP address that the ping came from, IPv4 mapped into IPv6 (16)
 //	44  pong: its UDP port (2)
 //	46  0, ignored (2)
