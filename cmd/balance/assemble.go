@@ -197,30 +197,30 @@ func keepUp(ctx context.Context, changed <-chan []*wire.Entry, who *roster, view
 }
 
 // serveDNS answers for the mesh's names on the overlay and, where the user has
-// chosen one, on a loopback address.
-func serveDNS(ctx context.Context, group *errgroup.Group, node *mesh.Node, host netip.AddrPort, n *names, log *slog.Logger) error {
+// chosen one, on a loopback address, which it returns as it came to be.
+func serveDNS(ctx context.Context, group *errgroup.Group, node *mesh.Node, host netip.AddrPort, n *names, log *slog.Logger) (netip.AddrPort, error) {
 	pc, err := node.ListenPacket(dnsPort)
 	if err != nil {
-		return err
+		return host, err
 	}
 	ln, err := node.Listen(dnsPort)
 	if err != nil {
 		pc.Close()
-		return err
+		return host, err
 	}
 	group.Go(func() error { return discovery.Serve(ctx, n.now, pc, ln, log) })
 	if !host.IsValid() {
-		return nil
+		return host, nil
 	}
 	hostLn, err := net.Listen("tcp", host.String())
 	if err != nil {
-		return hint(err, "choose another address with --dns")
+		return host, hint(err, "choose another address with --dns")
 	}
 	hostPC, err := net.ListenPacket("udp", hostLn.Addr().String())
 	if err != nil {
 		hostLn.Close()
-		return hint(err, "choose another address with --dns")
+		return host, hint(err, "choose another address with --dns")
 	}
 	group.Go(func() error { return discovery.Serve(ctx, n.now, hostPC, hostLn, log) })
-	return nil
+	return hostLn.Addr().(*net.TCPAddr).AddrPort(), nil
 }

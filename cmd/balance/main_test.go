@@ -48,6 +48,17 @@ func TestScripts(t *testing.T) {
 			env.Setenv("NO_COLOR", "1")
 			return nil
 		},
+		Condition: func(cond string) (bool, error) {
+			tool, ok := strings.CutPrefix(cond, "missing:")
+			if !ok {
+				return false, fmt.Errorf("unknown condition %q", cond)
+			}
+			_, err := exec.LookPath(tool)
+			if err != nil && os.Getenv("BALANCE_REQUIRE") == "1" {
+				return false, fmt.Errorf("this script needs %s", tool)
+			}
+			return err != nil, nil
+		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"code":   cmdCode,
 			"up":     cmdUp,
@@ -202,4 +213,82 @@ func cmdJoin(ts *testscript.TestScript, neg bool, args []string) {
 	path := filepath.Join(ts.Getenv("WORK"), fmt.Sprintf("invite-%s", args[2]))
 	ts.Check(os.WriteFile(path, []byte(code), 0o600))
 	ts.Check(ts.Exec("balance", append([]string{"--home", ts.MkAbs(args[1]), "join", "--name", args[2], path}, args[4:]...)...))
+}
+
+// asExit reports whether err is the end of a process.
+func asExit(err error, exit **exec.ExitError) bool { return errors.As(err, exit) }
+
+// shortDir is a folder whose path leaves room for a socket's.
+func shortDir(t *testing.T) string {
+	dir, err := os.MkdirTemp("", "bal")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+// startIn starts a daemon and waits until it answers. Its log is shown if the
+// test fails.
+func startIn(t *testing.T, cmd *exec.Cmd, h home) {
+	t.Helper()
+	log, err := os.OpenFile(h.path("log"), os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if text, err := os.ReadFile(log.Name()); err == nil && t.Failed() {
+			t.Logf("log of %s:\n%s", h, text)
+		}
+		log.Close()
+	})
+	c := newClient(h)
+	for range 200 {
+		var s statusReply
+		if c.get(context.Background(), "/v1/status", &s) == nil {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Fatalf("the node of %s has not come up", h)
+}
+
+// awaitAll waits until a node sees as many machines up.
+func awaitAll(t *testing.T, h home, want int) {
+	t.Helper()
+	c := newClient(h)
+	var rows []nodeRow
+	for range 600 {
+		if c.get(context.Background(), "/v1/nodes", &rows) == nil {
+			up := 0
+			for _, r := range rows {
+				if r.State == "up" && (r.Self || r.RTTMS != nil) {
+					up++
+				}
+			}
+			if up == want {
+				return
+			}
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Fatalf("%s does not see %d machines within 30 s: %+v", h, want, rows)
+}
+
+// need skips a test that this machine cannot run, unless it is one that has to.
+func need(t *testing.T, ok bool, what string) {
+	t.Helper()
+	if ok {
+		return
+	}
+	if os.Getenv("BALANCE_REQUIRE") == "1" {
+		t.Fatalf("this test needs %s", what)
+	}
+	t.Skipf("this test needs %s", what)
 }

@@ -230,6 +230,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	group.Go(func() error { return keepUp(ctx, changed, who, view, log) })
 	met := &meeting{news: heard, node: node, db: db, view: view, alive: alive, replica: api.replica, submitted: submitted, log: log}
 	group.Go(func() error { return met.run(ctx) })
+	group.Go(func() error { return prune(ctx, runner, submitted, blobs, log) })
 	if cfg.multicast {
 		lan := discovery.Start(discovery.Config{
 			Key: who.now().DiscoveryKey(), Self: self, Port: node.Port(), Members: who.others, Log: log,
@@ -242,7 +243,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 			return err
 		}
 	}
-	if err := serveDNS(ctx, group, node, cfg.dns, &names{view: view, who: who, log: log}, log); err != nil {
+	if cfg.dns, err = serveDNS(ctx, group, node, cfg.dns, &names{view: view, who: who, log: log}, log); err != nil {
 		return err
 	}
 	if err := submitted.Resume(ctx); err != nil {

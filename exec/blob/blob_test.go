@@ -1,31 +1,21 @@
 package blob
 
 import (
-	"bytes"
-	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"math"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
-	"testing/iotest"
 	"time"
 
 	"go.uber.org/goleak"
 	"pgregory.net/rapid"
 
 	"github.com/balanceai/balance/exec/task"
-	"github.com/balanceai/balance/mesh/wire"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -326,100 +316,6 @@ func TestPackOutputs(t *testing.T) {
 	}
 }
 
-// hashOf gives files of hand-made trees their content.
-func hashOf(content string) wire.Hash { return sha256.Sum256([]byte(content)) }
-
-func TestTreeOnTheWire(t *testing.T) {
-	tree := Tree{
-		{Path: "README", Kind: Regular, Size: 7, Hash: hashOf("read me")},
-		{Path: "bin/tool", Kind: Executable, Size: 10, Hash: hashOf("#!/bin/sh\n")},
-		{Path: "empty", Kind: Folder},
-		{Path: "nothing", Kind: Regular, Hash: hashOf("")},
-	}
-	for name, tree := range map[string]Tree{"tree": tree, "file": {{Kind: Regular, Size: 1, Hash: hashOf("x")}}, "none": nil} {
-		got, err := tree.encode()
-		if err != nil {
-			t.Fatal(err)
-		}
-		path := filepath.Join("testdata", name+".hex")
-		text, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		want, err := hex.DecodeString(strings.Join(strings.Fields(string(text)), ""))
-		if err != nil || !bytes.Equal(got, want) {
-			t.Errorf("%s: %x", path, got)
-		}
-		back, err := decode(bytes.NewReader(want), plenty)
-		if err != nil || !slices.Equal(back, tree) {
-			t.Errorf("%s comes back as %v, %v", path, back, err)
-		}
-	}
-}
-
-// forge encodes a tree without looking at it.
-func forge(t testing.TB, tree Tree) []byte {
-	t.Helper()
-	b := []byte(treeHeader)
-	for _, f := range tree {
-		r, err := wire.Marshal(&f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		b = append(b, byte(len(r)>>8), byte(len(r)))
-		b = append(b, r...)
-	}
-	return b
-}
-
-// Names that would be written elsewhere, or over one another, on some machine
-// (TRUST, T25).
-func TestHostileTrees(t *testing.T) {
-	file := func(path string) File { return File{Path: path, Kind: Regular, Size: 1, Hash: hashOf("x")} }
-	trees := map[string]Tree{
-		"not sorted":          {file("b"), file("a")},
-		"twice":               {file("a"), file("a")},
-		"case":                {file("A"), file("a")},
-		"case of folders":     {file("A/x"), file("a/y")},
-		"case of letters":     {file("K"), file("\u212a")},
-		"file and folder":     {file("a"), file("a/b")},
-		"file far below":      {file("a"), file("a/b/c/d")},
-		"folder and file":     {{Path: "a", Kind: Folder}, file("a/b")},
-		"file and case":       {file("A"), file("a/b")},
-		"one file and more":   {file(""), file("a")},
-		"folder at the top":   {{Path: "", Kind: Folder}},
-		"folder with content": {{Path: "a", Kind: Folder, Size: 1, Hash: hashOf("x")}},
-		"file without a hash": {{Path: "a", Kind: Regular, Size: 1}},
-		"unknown kind":        {{Path: "a", Kind: 4, Size: 1, Hash: hashOf("x")}},
-		"no kind":             {{Path: "a", Size: 1, Hash: hashOf("x")}},
-		"huge":                {{Path: "a", Kind: Regular, Size: math.MaxUint64, Hash: hashOf("x")}},
-		"huge in all":         {{Path: "a", Kind: Regular, Size: 1 << 61, Hash: hashOf("x")}, {Path: "b", Kind: Regular, Size: 1 << 61, Hash: hashOf("x")}},
-	}
-	for _, p := range []string{
-		"..", ".", "../x", "a/../../x", "a/..", "/etc/passwd", "//x", "a//b", "a/", "./a", "a/./b", "a\x00b", `..\x`, `C:\x`, `C:x`, "x:stream",
-		`\\server\share`, strings.Repeat("a", 5000),
-	} {
-		trees["path "+p] = Tree{file(p)}
-	}
-	for name, tree := range trees {
-		if _, err := decode(bytes.NewReader(forge(t, tree)), plenty); err == nil {
-			t.Errorf("%s: accepted", name)
-		}
-	}
-	good := forge(t, Tree{file("a"), file("b")})
-	for n := range len(good) {
-		back, err := decode(bytes.NewReader(good[:n]), plenty)
-		if cut := (len(good) - len(treeHeader)) / 2; err == nil && n != len(treeHeader) && n != len(treeHeader)+cut {
-			t.Errorf("cut to %d bytes: %v", n, back)
-		}
-	}
-	for _, limits := range []Limits{{1, 2}, {2, 1}} {
-		if _, err := decode(bytes.NewReader(good), limits); !errors.Is(err, ErrLimit) {
-			t.Errorf("limits %v: %v", limits, err)
-		}
-	}
-}
-
 // A link that is in the way is not written through to another place.
 func TestUnpackBesideLinks(t *testing.T) {
 	s, from := open(t), t.TempDir()
@@ -439,203 +335,6 @@ func TestUnpackBesideLinks(t *testing.T) {
 		if got := list(t, outside); len(got) != 0 {
 			t.Errorf("%s: written outside: %q", link, got)
 		}
-	}
-}
-
-// source serves the blobs of a store as another machine would.
-func source(s *Store) Source {
-	return func(_ context.Context, h wire.Hash, offset int64) (io.ReadCloser, error) {
-		f, err := s.Open(h)
-		if err != nil {
-			return nil, err
-		}
-		_, err = f.Seek(offset, io.SeekStart)
-		return f, err
-	}
-}
-
-func TestFetch(t *testing.T) {
-	a, b, from := open(t), open(t), t.TempDir()
-	write(t, from, someFiles)
-	write(t, from, map[string]string{"copy": someFiles["large"]})
-	in := pack(t, a, from)
-	n, err := b.Fetch(t.Context(), in.Tree, plenty, source(a))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n < 640_000 || n > 645_000 { // one copy of the large file, and the listing
-		t.Errorf("%d bytes came", n)
-	}
-	if again := pack(t, b, from); again != in {
-		t.Errorf("got %+v, want %+v", again, in)
-	}
-	if n, err := b.Fetch(t.Context(), in.Tree, plenty, nil); n != 0 || err != nil {
-		t.Errorf("a second fetch brought %d bytes, %v", n, err)
-	}
-	left, err := os.ReadDir(filepath.Join(b.dir, partial))
-	if err != nil || len(left) != 0 {
-		t.Errorf("left over: %v, %v", left, err)
-	}
-}
-
-// A source that breaks after every few bytes, and does not answer at times.
-func TestFetchAfterBreaks(t *testing.T) {
-	a, b, from := open(t), open(t), t.TempDir()
-	write(t, from, map[string]string{"x": strings.Repeat("0123456789", 1000), "y": "short", "z": strings.Repeat("z", 3000)})
-	in := pack(t, a, from)
-	var asked atomic.Int64
-	broken := errors.New("broken")
-	from2 := func(ctx context.Context, h wire.Hash, offset int64) (io.ReadCloser, error) {
-		n := asked.Add(1)
-		if n%3 == 0 {
-			return nil, broken
-		}
-		r, err := source(a)(ctx, h, offset)
-		if err != nil {
-			return nil, err
-		}
-		end := io.MultiReader(io.LimitReader(r, 2000), iotest.ErrReader(broken))
-		if n%3 == 1 {
-			end = io.LimitReader(r, 2000) // ends as if that were all
-		}
-		return struct {
-			io.Reader
-			io.Closer
-		}{end, r}, nil
-	}
-	n, err := b.Fetch(t.Context(), in.Tree, plenty, from2)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n > 14_000 {
-		t.Errorf("%d bytes came: it did not go on where it was", n)
-	}
-	if again := pack(t, b, from); again != in {
-		t.Errorf("got %+v, want %+v", again, in)
-	}
-}
-
-// What an earlier life of the program has left is used; what is wrong is not.
-func TestFetchPartial(t *testing.T) {
-	for name, left := range map[string]string{"good": "0123456", "whole": "0123456789", "wrong": "xyz", "wrong and whole": "xyzxyzxyzx", "too long": "0123456789a"} {
-		a, b, from := open(t), open(t), t.TempDir()
-		write(t, from, map[string]string{"x": "0123456789"})
-		in := pack(t, a, filepath.Join(from, "x"))
-		path := filepath.Join(b.dir, partial, hashOf("0123456789").String())
-		if err := os.WriteFile(path, []byte(left), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := b.Fetch(t.Context(), in.Tree, plenty, source(a)); err != nil {
-			t.Errorf("%s: %v", name, err)
-		}
-		if missing, err := b.Missing(in.Tree); err != nil || len(missing) != 0 {
-			t.Errorf("%s: missing %v, %v", name, missing, err)
-		}
-	}
-}
-
-func TestFetchGivesUp(t *testing.T) {
-	a, from := open(t), t.TempDir()
-	write(t, from, map[string]string{"x": strings.Repeat("0123456789", 100), "y": "yy"})
-	in := pack(t, a, from)
-	liar := func(content string) Source {
-		return func(ctx context.Context, h wire.Hash, offset int64) (io.ReadCloser, error) {
-			if h == in.Tree {
-				return source(a)(ctx, h, offset)
-			}
-			return io.NopCloser(strings.NewReader(content[min(int(offset), len(content)):])), nil
-		}
-	}
-	for name, test := range map[string]struct {
-		from   Source
-		limits Limits
-		want   error
-	}{
-		"no listing": {func(context.Context, wire.Hash, int64) (io.ReadCloser, error) { return nil, fs.ErrNotExist }, plenty, fs.ErrNotExist},
-		"not ours":   {func(context.Context, wire.Hash, int64) (io.ReadCloser, error) { return nil, fs.ErrPermission }, plenty, fs.ErrPermission},
-		"not a listing": {func(context.Context, wire.Hash, int64) (io.ReadCloser, error) {
-			return io.NopCloser(strings.NewReader("hello")), nil
-		}, plenty, ErrMismatch},
-		"other content": {liar(strings.Repeat("x", 1000)), plenty, ErrMismatch},
-		"endless":       {liar(strings.Repeat("x", 1<<20)), plenty, ErrMismatch},
-		"too large":     {source(a), Limits{1001, 10}, ErrLimit},
-		"too many":      {source(a), Limits{task.GiB, 1}, ErrLimit},
-	} {
-		if _, err := open(t).Fetch(t.Context(), in.Tree, test.limits, test.from); !errors.Is(err, test.want) {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	why := errors.New("the run was cancelled")
-	ctx, cancel := context.WithCancelCause(t.Context())
-	_, err := open(t).Fetch(ctx, in.Tree, plenty, func(context.Context, wire.Hash, int64) (io.ReadCloser, error) {
-		cancel(why)
-		return nil, io.ErrUnexpectedEOF
-	})
-	if !errors.Is(err, why) || !errors.Is(err, io.ErrUnexpectedEOF) {
-		t.Errorf("cancelled: %v", err)
-	}
-}
-
-// Two runs that want the same blob at once bring it once.
-func TestFetchTogether(t *testing.T) {
-	a, b, from := open(t), open(t), t.TempDir()
-	write(t, from, map[string]string{"x": strings.Repeat("0123456789", 100_000)})
-	in := pack(t, a, from)
-	var came atomic.Int64
-	var wg sync.WaitGroup
-	for range 8 {
-		wg.Go(func() {
-			n, err := b.Fetch(t.Context(), in.Tree, plenty, source(a))
-			if err != nil {
-				t.Error(err)
-			}
-			came.Add(n)
-		})
-	}
-	wg.Wait()
-	if came.Load() > 1_001_000 {
-		t.Errorf("%d bytes came", came.Load())
-	}
-}
-
-// A power cut may leave a blob too short.
-func TestShortBlobIsMissing(t *testing.T) {
-	a, b, from := open(t), open(t), t.TempDir()
-	write(t, from, map[string]string{"x": "content"})
-	in := pack(t, a, from)
-	if _, err := b.Fetch(t.Context(), in.Tree, plenty, source(a)); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(b.path(hashOf("content")), 0); err != nil {
-		t.Fatal(err)
-	}
-	if err := b.Unpack(t.Context(), in.Tree, openRoot(t, t.TempDir()), "."); !errors.Is(err, ErrMismatch) {
-		t.Errorf("unpacked a damaged blob: %v", err)
-	}
-	if _, err := b.Fetch(t.Context(), in.Tree, plenty, source(a)); err != nil {
-		t.Fatal(err)
-	}
-	if missing, err := b.Missing(in.Tree); err != nil || len(missing) != 0 {
-		t.Errorf("missing %v, %v", missing, err)
-	}
-}
-
-func TestManyFiles(t *testing.T) {
-	tree := make(Tree, 0, 100_000)
-	for i := range cap(tree) {
-		tree = append(tree, File{Path: fmt.Sprintf("some/folder%03d/of/files/number%06d.txt", i/1000, i), Kind: Regular, Size: 1, Hash: hashOf("x")})
-	}
-	s := open(t)
-	h, err := s.save(t.Context(), tree)
-	if err != nil {
-		t.Fatal(err)
-	}
-	back, err := s.Tree(h)
-	if err != nil || !slices.Equal(back, tree) {
-		t.Errorf("%d entries, %v", len(back), err)
-	}
-	if _, err := s.load(h, Limits{task.TiB, 99_999}); !errors.Is(err, ErrLimit) {
-		t.Errorf("over the limit: %v", err)
 	}
 }
 
@@ -684,53 +383,11 @@ func TestModes(t *testing.T) {
 	}
 }
 
-func FuzzTree(f *testing.F) {
-	for _, name := range []string{"tree", "file", "none"} {
-		text, err := os.ReadFile(filepath.Join("testdata", name+".hex"))
-		if err != nil {
-			f.Fatal(err)
-		}
-		b, err := hex.DecodeString(strings.Join(strings.Fields(string(text)), ""))
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(b)
-	}
-	f.Fuzz(func(t *testing.T, data []byte) {
-		tree, err := decode(bytes.NewReader(data), Limits{task.GiB, 100})
-		if err != nil {
-			if !errors.Is(err, ErrForm) && !errors.Is(err, ErrLimit) {
-				t.Errorf("untyped error %v", err)
-			}
-			return
-		}
-		if again, err := tree.encode(); err != nil || !bytes.Equal(again, data) {
-			t.Errorf("two byte forms of one tree: %x and %x, %v", data, again, err)
-		}
-	})
-}
-
 func BenchmarkPack(b *testing.B) {
 	s, dir := open(b), b.TempDir()
 	write(b, dir, map[string]string{"x": strings.Repeat("0123456789abcdef", 4<<20)})
 	b.SetBytes(64 << 20)
 	for b.Loop() {
 		pack(b, s, dir)
-	}
-}
-
-func BenchmarkDecode(b *testing.B) {
-	var tree Tree
-	for i := range 10_000 {
-		tree = append(tree, File{Path: fmt.Sprintf("some/folder%03d/of/files/number%06d.txt", i/1000, i), Kind: Regular, Size: 1, Hash: hashOf("x")})
-	}
-	data, err := tree.encode()
-	if err != nil {
-		b.Fatal(err)
-	}
-	for b.Loop() {
-		if _, err := decode(bytes.NewReader(data), plenty); err != nil {
-			b.Fatal(err)
-		}
 	}
 }

@@ -245,4 +245,4 @@ func (d *Dispatcher) active(id string) *run {
 	return d.runs[id]
 }
 
-func (d *Dispatcher) path(id string) string { return filepath.Join(d.cfg.Dir, id+".events") }
+func (d *Dispatcher) path(id string) string { return filepath.Join(d.cfg.Dir, id+journalSuffix) }
