@@ -14,6 +14,7 @@ import (
 	"os"
 	"strconv"
 
+	"github.com/balanceai/balance/cmd/balance/quick"
 	"github.com/balanceai/balance/exec/task"
 )
 
@@ -122,18 +123,17 @@ func stream[T any](resp *http.Response, each func(T) error) error {
 	}
 }
 
-// submit posts a spec and follows the run's events to its end. The first event
-// names the run.
-func (c *client) submit(ctx context.Context, spec task.Spec, each func(task.Event) error) error {
+// submit posts a spec, follows the run's events to its end, and returns its id.
+func (c *client) submit(ctx context.Context, spec task.Spec, each func(task.Event) error) (run string, err error) {
 	b, err := json.Marshal(spec)
 	if err != nil {
-		return err
+		return "", err
 	}
 	resp, err := c.do(ctx, http.MethodPost, "/v1/runs?follow=1", bytes.NewReader(b))
 	if err != nil {
-		return err
+		return "", err
 	}
-	return stream(resp, each)
+	return resp.Header.Get(quick.RunHeader), stream(resp, each)
 }
 
 // events reads a run's events after a number, and goes on with those to come

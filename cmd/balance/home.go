@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/balanceai/balance/cmd/balance/quick"
 )
 
 // home is the one folder that holds a node's state.
@@ -27,29 +29,18 @@ const (
 	ledgerFile = "ledger.db"
 	rulesFile  = "rules.yaml"
 	lockFile   = "lock"
-	socketFile = "balance.sock"
+	socketFile = quick.Socket
 	blobsDir   = "blobs"
 	runsDir    = "runs"      // of runs on this machine
 	followDir  = "submitted" // of runs that this machine submitted
 )
 
-// findHome returns the home folder: the flag, else BALANCE_HOME, else the
-// state folder of the XDG base directory specification.
+// findHome returns the home folder: the flag, else BALANCE_HOME, else the state
+// folder of the XDG base directory specification.
 func findHome(flag string, env func(string) string) (home, error) {
-	dir := flag
-	if dir == "" {
-		dir = env("BALANCE_HOME")
-	}
-	if dir == "" {
-		base := env("XDG_STATE_HOME")
-		if base == "" || !filepath.IsAbs(base) {
-			user, err := os.UserHomeDir()
-			if err != nil {
-				return "", hint(err, "say where the state is: --home DIR or BALANCE_HOME")
-			}
-			base = filepath.Join(user, ".local", "state")
-		}
-		dir = filepath.Join(base, "balance")
+	dir, err := quick.Home(flag, env)
+	if err != nil {
+		return "", hint(err, "say where the state is: --home DIR or BALANCE_HOME")
 	}
 	abs, err := filepath.Abs(dir)
 	return home(abs), err

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/balanceai/balance/cmd/balance/quick"
 	"github.com/balanceai/balance/exec/dispatch"
 	"github.com/balanceai/balance/exec/fleet"
 	"github.com/balanceai/balance/exec/place"
@@ -59,6 +60,7 @@ func (l *localAPI) routes() http.Handler {
 		"POST /v1/invites":           l.invite,
 		"POST /v1/plan":              l.plan,
 		"POST /v1/runs":              l.submit,
+		"POST " + quick.Path:         l.quick,
 		"GET /v1/runs":               l.runs,
 		"GET /v1/runs/{run}":         l.inspect,
 		"GET /v1/runs/{run}/events":  l.events,
@@ -326,7 +328,14 @@ func (l *localAPI) submit(w http.ResponseWriter, r *http.Request) error {
 		reply(w, runReply{id})
 		return nil
 	}
-	return l.streamEvents(w, r, id, 0, true)
+	w.Header().Set(quick.RunHeader, id)
+	if err := l.streamEvents(w, r, id, 0, true); err != nil {
+		// The run exists: whoever asked goes on with its events, and must not
+		// take this for a run that was refused.
+		l.log.Debug("events of a run", "run", id, "error", err)
+		w.WriteHeader(http.StatusOK)
+	}
+	return nil
 }
 
 func (l *localAPI) streamEvents(w http.ResponseWriter, r *http.Request, id string, after uint64, follow bool) error {

@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/balanceai/balance/cmd/balance/quick"
 	"github.com/balanceai/balance/exec/agent"
 	"github.com/balanceai/balance/exec/blob"
 	"github.com/balanceai/balance/exec/task"
@@ -244,6 +245,10 @@ func (a *app) runCommand() *cobra.Command {
 				return a.print.answer(r, func(w io.Writer) error { _, err := fmt.Fprintln(w, r.Run); return err })
 			}
 			f := &follower{app: a, name: cmp.Or(spec.Agent, filepath.Base(spec.Command[0])), out: out, attached: true, stdin: spec.Stdin}
+			if quick.Rest.Run != "" {
+				f.run, f.last = quick.Rest.Run, quick.Rest.Last
+				return f.takeOver(cmd.Context(), quick.Rest.Interrupted.Load())
+			}
 			return f.submit(cmd.Context(), spec)
 		},
 	}
@@ -345,14 +350,28 @@ func (f *follower) submit(ctx context.Context, spec task.Spec) error {
 		ctx = f.catchInterrupts(ctx)
 		defer f.undo()
 	}
-	err := f.client.submit(ctx, spec, func(e task.Event) error { return f.event(ctx, e) })
+	run, err := f.client.submit(ctx, spec, func(e task.Event) error { return f.event(ctx, e) })
+	f.run = cmp.Or(f.run, run)
 	return f.goOn(ctx, err)
 }
 
-// follow goes on with a run that was submitted before.
-func (f *follower) follow(ctx context.Context) error {
+// takeOver goes on with a run that package quick has begun.
+func (f *follower) takeOver(ctx context.Context, interrupted bool) error {
+	ctx = f.catchInterrupts(ctx)
+	defer f.undo()
+	if interrupted {
+		f.stop(ctx)
+	}
 	err := f.client.events(ctx, f.run, f.last, true, func(e task.Event) error { return f.event(ctx, e) })
 	return f.goOn(ctx, err)
+}
+
+// stop asks the run to stop, for whoever has pressed Ctrl-C.
+func (f *follower) stop(ctx context.Context) {
+	f.print.say("\nasking the run to stop; Ctrl-C again detaches")
+	if err := f.client.call(ctx, http.MethodPost, runPath(f.run, "/cancel"), nil, nil); err != nil {
+		f.print.say("could not ask: %v", err)
+	}
 }
 
 // patience is how long a follower waits for a daemon that went away.
@@ -408,10 +427,7 @@ func (f *follower) catchInterrupts(ctx context.Context) context.Context {
 				cancel(errDetached)
 				return
 			}
-			f.print.say("\nasking the run to stop; Ctrl-C again detaches")
-			if err := f.client.call(ctx, http.MethodPost, "/v1/runs/"+f.run+"/cancel", nil, nil); err != nil {
-				f.print.say("could not ask: %v", err)
-			}
+			f.stop(ctx)
 		}
 	}()
 	f.undo = func() { signal.Stop(signals); cancel(nil) }
