@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -14,9 +15,19 @@ import (
 // Append signs the drafts as this node's own entries, in one transaction, and
 // returns them when they are durable.
 func (s *Store) Append(ctx context.Context, drafts ...task.Draft) ([]*wire.Entry, error) {
+	return s.Record(ctx, nil, drafts...)
+}
+
+// Record stores entries of others, as [Store.Accept] does, and this node's
+// answer to them, as [Store.Append] does: all in one transaction, or nothing.
+func (s *Store) Record(ctx context.Context, theirs []*wire.Entry, drafts ...task.Draft) ([]*wire.Entry, error) {
 	mesh, ok := s.Mesh()
 	if !ok {
 		return nil, ErrNoMesh
+	}
+	theirs, bad := verified(mesh, inOrder(theirs))
+	if len(bad) > 0 {
+		return nil, fmt.Errorf("accept entries into %s: %w", s.path, errors.Join(bad...))
 	}
 	payloads := make([][]byte, len(drafts))
 	for i, d := range drafts {
@@ -28,6 +39,9 @@ func (s *Store) Append(ctx context.Context, drafts ...task.Draft) ([]*wire.Entry
 	var out []*wire.Entry
 	err := s.write(ctx, func(t *tx) error {
 		out = out[:0]
+		if err := s.takeAll(t, mesh, theirs); err != nil {
+			return err
+		}
 		for i, d := range drafts {
 			e, err := s.sign(t, mesh, wire.Body{Topic: d.Topic, Kind: d.Kind, Payload: payloads[i]})
 			if err != nil {
@@ -44,6 +58,14 @@ func (s *Store) Append(ctx context.Context, drafts ...task.Draft) ([]*wire.Entry
 		return nil, s.explain("append to", err)
 	}
 	return out, nil
+}
+
+// takeAll inserts entries in order, or none of them.
+func (s *Store) takeAll(t *tx, mesh identity.MeshID, list []*wire.Entry) error {
+	refused, err := walk(context.Background(), t, mesh, list,
+		func(e *wire.Entry) error { return s.take(t, e) },
+		func(e *wire.Entry) error { return refusal(e, wire.ErrFork) })
+	return cmp.Or(err, errors.Join(refused...))
 }
 
 // sign makes the next entry of the own chain in the body's topic.

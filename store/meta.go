@@ -12,6 +12,8 @@ const (
 	metaMesh    = "mesh"    // the mesh id, 32 bytes
 	metaSegment = "segment" // no segment of own entries is above it
 	metaRuns    = "runs"    // version of the projection runs
+
+	metaProjected = "projected" // id of an entry; the projection has all up to it
 )
 
 // querier is a connection or a pool that reads.

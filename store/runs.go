@@ -3,11 +3,13 @@ package store
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
-	"slices"
+	"maps"
 	"strings"
 
 	"github.com/balanceai/balance/exec/task"
+	"github.com/balanceai/balance/mesh/wire"
 )
 
 // runsVersion is raised when [task.Fold] or the table runs changes meaning: the
@@ -23,6 +25,9 @@ type RunFilter struct {
 
 // Runs returns runs, those submitted last first.
 func (s *Store) Runs(ctx context.Context, f RunFilter) ([]task.Status, error) {
+	if err := s.project(ctx); err != nil {
+		return nil, err
+	}
 	statement := `SELECT status FROM runs`
 	var where []string
 	if f.Active {
@@ -44,6 +49,9 @@ func (s *Store) Runs(ctx context.Context, f RunFilter) ([]task.Status, error) {
 
 // Run returns the state of one run, or [ErrNotFound].
 func (s *Store) Run(ctx context.Context, id string) (task.Status, error) {
+	if err := s.project(ctx); err != nil {
+		return task.Status{}, err
+	}
 	found, err := statuses(ctx, s.readers, `SELECT status FROM runs WHERE id = ?`, id)
 	if err != nil {
 		return task.Status{}, s.explain("read run from", err)
@@ -108,6 +116,9 @@ func (s *Store) FindRun(ctx context.Context, prefix string) (string, error) {
 		}
 		return found[0].ID, nil
 	}
+	if err := s.project(ctx); err != nil {
+		return "", err
+	}
 	rest := strings.TrimPrefix(strings.ToLower(prefix), "r-")
 	if len(rest) < minPrefix {
 		return "", fmt.Errorf("run %q: give at least %d characters of its id: %w", prefix, minPrefix, ErrNotFound)
@@ -141,21 +152,83 @@ func (s *Store) ids(ctx context.Context, from, to string) (ids []string, err err
 	return ids, rows.Err()
 }
 
-// project brings the projection of the runs whose entries a transaction stored
-// up to date.
-func (s *Store) project(t *tx) error {
-	var topics []string
-	for _, e := range t.fresh {
-		if task.ValidID(e.Topic) && !slices.Contains(topics, e.Topic) {
-			topics = append(topics, e.Topic)
+// soil notes that runs have new entries. The projection gets them when it is
+// read: a commit that somebody waits for is spared the work. The caller has the
+// turn.
+func (s *Store) soil(fresh []*wire.Entry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range fresh {
+		if task.ValidID(e.Topic) {
+			s.dirty[e.Topic]++
 		}
 	}
-	for _, run := range topics {
-		if err := s.fold(t, run); err != nil {
-			return err
+}
+
+// project brings the projection up to date. Where the disk is full it stays
+// what it was: that is better than no answer.
+func (s *Store) project(ctx context.Context) error {
+	s.projecting.Lock()
+	defer s.projecting.Unlock()
+	s.mu.Lock()
+	clean := len(s.dirty) == 0
+	s.mu.Unlock()
+	if clean {
+		return nil
+	}
+	var done map[string]int
+	err := s.write(ctx, func(t *tx) (err error) {
+		s.mu.Lock()
+		done = maps.Clone(s.dirty)
+		s.mu.Unlock()
+		for run := range done {
+			if err := s.fold(t, run); err != nil {
+				return err
+			}
+		}
+		return s.mark(t)
+	})
+	if err = s.explain("project runs of", err); errors.Is(err, ErrDiskFull) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for run, n := range done {
+		if s.dirty[run] == n {
+			delete(s.dirty, run)
 		}
 	}
 	return nil
+}
+
+// mark notes that the projection has all entries that are stored now. Those of
+// the same transaction are not in it.
+func (s *Store) mark(t *tx) error {
+	if len(t.fresh) > 0 {
+		return nil // the next time
+	}
+	var last int64
+	if err := t.QueryRowContext(context.Background(), `SELECT coalesce(max(id), 0) FROM entries`).Scan(&last); err != nil {
+		return err
+	}
+	return t.setMeta(metaProjected, last)
+}
+
+// recall finds the runs whose entries the projection did not get in the last
+// life.
+func (s *Store) recall(t *tx) error {
+	var last int64
+	if _, err := meta(context.Background(), t, metaProjected, &last); err != nil {
+		return err
+	}
+	topics, err := runTopics(t, last)
+	for _, run := range topics {
+		s.dirty[run]++
+	}
+	return err
 }
 
 // fold stores what the entries of a run add up to. While they do not add up,
@@ -190,7 +263,7 @@ func (s *Store) refold(t *tx) error {
 	if err := t.exec(`DELETE FROM runs`); err != nil {
 		return err
 	}
-	topics, err := runTopics(t)
+	topics, err := runTopics(t, 0)
 	if err != nil {
 		return err
 	}
@@ -199,11 +272,12 @@ func (s *Store) refold(t *tx) error {
 			return err
 		}
 	}
-	return t.setMeta(metaRuns, runsVersion)
+	return errors.Join(s.mark(t), t.setMeta(metaRuns, runsVersion))
 }
 
-func runTopics(t *tx) (topics []string, err error) {
-	rows, err := t.QueryContext(context.Background(), `SELECT DISTINCT topic FROM entries WHERE topic LIKE 'r-%'`)
+// runTopics returns the runs that have entries which came after one.
+func runTopics(t *tx, after int64) (topics []string, err error) {
+	rows, err := t.QueryContext(context.Background(), `SELECT DISTINCT topic FROM entries WHERE id > ? AND topic LIKE 'r-%'`, after)
 	if err != nil {
 		return nil, err
 	}

@@ -225,3 +225,51 @@ func TestRefold(t *testing.T) {
 		t.Errorf("%d runs before, %d after; or they differ", len(before), len(after))
 	}
 }
+
+// A life that ends before anybody has read the projection leaves it behind the
+// entries; the next life catches up.
+func TestRunsAfterACrashBeforeProjection(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ledger.db")
+	s := openAt(t, path, 1)
+	seen, unseen := newRun(key(2).ID()), newRun(key(2).ID())
+	appendTo(t, s, seen.submit(), seen.place(1))
+	mustRun(t, s, seen.id)
+	appendTo(t, s, unseen.submit(), unseen.place(1))
+	appendTo(t, s, task.Draft{Topic: seen.id, Kind: task.KindLost, Record: task.LostRecord{Attempt: 1}})
+
+	again := openAt(t, path, 1) // the first one has not been closed
+	if st := mustRun(t, again, unseen.id); st.State != task.Placed {
+		t.Errorf("a run that nobody had read is %s", st.State)
+	}
+	if st := mustRun(t, again, seen.id); st.State != task.Lost {
+		t.Errorf("a run that went on after it was read is %s", st.State)
+	}
+}
+
+// What others wrote and the answer to it are stored together or not at all.
+func TestRecord(t *testing.T) {
+	submitter, executor := newStore(t, 1), newStore(t, 2)
+	r := newRun(key(2).ID())
+	wishes := appendTo(t, submitter, r.submit(), r.place(1))
+
+	forged := *wishes[1]
+	forged.Sig[0]++
+	if _, err := executor.Record(t.Context(), []*wire.Entry{wishes[0], &forged}, r.accepted(1)); !errors.Is(err, wire.ErrSignature) {
+		t.Errorf("a forged entry: %v", err)
+	}
+	if _, err := executor.Record(t.Context(), wishes[1:], r.accepted(1)); !errors.Is(err, wire.ErrGap) {
+		t.Errorf("entries with a hole: %v", err)
+	}
+	if list, err := executor.Entries(t.Context(), r.id); err != nil || len(list) != 0 {
+		t.Fatalf("what was refused left %d entries, %v", len(list), err)
+	}
+	for range 2 { // theirs may be there already
+		own, err := executor.Record(t.Context(), wishes, r.accepted(1))
+		if err != nil || len(own) != 1 || own[0].Kind != task.KindAccepted {
+			t.Fatalf("Record = %v, %v", own, err)
+		}
+	}
+	if st := mustRun(t, executor, r.id); st.State != task.Placed {
+		t.Errorf("the run is %s", st.State)
+	}
+}

@@ -56,6 +56,9 @@ type Store struct {
 	mu     sync.Mutex
 	queue  []*job // those that wait for a turn
 	closed bool
+	dirty  map[string]int // runs with entries that the projection does not have, and how many
+
+	projecting sync.Mutex // held while the projection is brought up to date
 }
 
 // Errors of the store, for errors.Is.
@@ -85,7 +88,7 @@ func open(ctx context.Context, path string, key identity.Key, now func() time.Ti
 		return nil, fmt.Errorf("open ledger: %w", err)
 	}
 	f.Close()
-	s = &Store{path: path, key: key, self: key.ID(), now: now, turn: make(chan struct{}, 1)}
+	s = &Store{path: path, key: key, self: key.ID(), now: now, turn: make(chan struct{}, 1), dirty: map[string]int{}}
 	if err := s.connect(ctx); err != nil {
 		_ = s.Close()
 		return nil, s.explain("open", err)
@@ -129,7 +132,10 @@ func (s *Store) start(ctx context.Context) error {
 		if err := t.setMeta(metaSegment, int64(s.segment)); err != nil {
 			return err
 		}
-		return s.refold(t)
+		if err := s.refold(t); err != nil {
+			return err
+		}
+		return s.recall(t)
 	})
 }
 

@@ -90,12 +90,10 @@ func (s *Store) transact(batch []*job) (fresh []*wire.Entry, err error) {
 			return nil, err
 		}
 	}
-	if err := s.project(t); err != nil {
-		return nil, err
-	}
 	if err := t.exec(`COMMIT`); err != nil {
 		return nil, err
 	}
+	s.soil(t.fresh)
 	return t.fresh, nil
 }
 
