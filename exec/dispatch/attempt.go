@@ -188,7 +188,10 @@ func (r *run) request(ctx context.Context, exec Executor, order task.Order, agai
 		return exec.Start(ctx, order, take)
 	}
 	after := r.source
-	if again {
+	switch {
+	case r.again:
+		after, r.again = 0, false
+	case again:
 		after--
 	}
 	return exec.Follow(ctx, r.id, after, take)

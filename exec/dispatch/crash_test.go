@@ -57,6 +57,11 @@ func (l doomedLedger) Append(ctx context.Context, drafts ...task.Draft) (out []*
 	return out, err
 }
 
+func (l doomedLedger) Record(ctx context.Context, theirs []*wire.Entry, drafts ...task.Draft) (out []*wire.Entry, err error) {
+	err = l.step(func() error { out, err = l.Ledger.Record(ctx, theirs, drafts...); return err })
+	return out, err
+}
+
 func (l doomedLedger) Accept(ctx context.Context, entries ...*wire.Entry) (out []*wire.Entry, err error) {
 	err = l.step(func() error { out, err = l.Ledger.Accept(ctx, entries...); return err })
 	return out, err

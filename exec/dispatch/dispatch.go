@@ -3,9 +3,10 @@
 //
 // A run that was submitted goes on without the one who submitted it: a closed
 // terminal ends nothing. What the dispatcher decides is in the ledger before
-// anybody acts on it, and what a machine says is in the ledger, signed by that
-// machine, and in the run's journal before anybody here sees it. So a dispatcher
-// that was killed goes on where it was ([Dispatcher.Resume]) and promises:
+// anybody acts on it. What a machine says is in the run's journal before anybody
+// here sees it, and its account of the end is in the ledger, signed by that
+// machine. So a dispatcher that was killed goes on where it was
+// ([Dispatcher.Resume]) and promises:
 //
 //   - Each run reaches a final state, or is lost for as long as its machine is.
 //   - A run is started on another machine only after the first has refused it,
@@ -57,8 +58,10 @@ type Executor interface {
 	Settle(ctx context.Context, run string, entries []*wire.Entry) error
 }
 
-// Ledger keeps signed entries. The drafts of one Append are stored all or none.
+// Ledger keeps signed entries. What one call of Append or Record is given is
+// stored all or none.
 type Ledger interface {
+	Record(ctx context.Context, theirs []*wire.Entry, drafts ...task.Draft) ([]*wire.Entry, error)
 	Append(ctx context.Context, drafts ...task.Draft) ([]*wire.Entry, error)
 	Accept(ctx context.Context, entries ...*wire.Entry) (fresh []*wire.Entry, err error)
 	Entries(ctx context.Context, topic string) ([]*wire.Entry, error)

@@ -39,9 +39,15 @@ func (r *run) countersign(ctx context.Context) error {
 	if r.countersigned {
 		return nil
 	}
-	err := r.write(ctx, task.KindReceipt, task.Receipt{Attempt: r.placed.Attempt, Finished: r.end.entry.Hash()})
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	err := r.writeLocked(ctx, r.receipt(r.end))
 	r.countersigned = err == nil
 	return err
+}
+
+func (r *run) receipt(end *ending) task.Draft {
+	return task.Draft{Topic: r.id, Kind: task.KindReceipt, Record: task.Receipt{Attempt: r.placed.Attempt, Finished: end.entry.Hash()}}
 }
 
 // fetch brings the run's output files, if it left some. It gives up when nothing

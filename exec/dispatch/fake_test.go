@@ -35,9 +35,16 @@ func newLedger(n byte) *memLedger {
 
 var errFull = errors.New("disk full")
 
-func (l *memLedger) Append(_ context.Context, drafts ...task.Draft) ([]*wire.Entry, error) {
+func (l *memLedger) Append(ctx context.Context, drafts ...task.Draft) ([]*wire.Entry, error) {
+	return l.Record(ctx, nil, drafts...)
+}
+
+func (l *memLedger) Record(_ context.Context, theirs []*wire.Entry, drafts ...task.Draft) ([]*wire.Entry, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if _, err := l.accept(theirs); err != nil {
+		return nil, err
+	}
 	if l.full {
 		return nil, errFull
 	}
@@ -70,6 +77,10 @@ func (l *memLedger) tail(topic string, author identity.ID, segment uint64) (seq 
 func (l *memLedger) Accept(_ context.Context, entries ...*wire.Entry) ([]*wire.Entry, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	return l.accept(entries)
+}
+
+func (l *memLedger) accept(entries []*wire.Entry) ([]*wire.Entry, error) {
 	if l.full {
 		return nil, errFull
 	}
@@ -197,7 +208,8 @@ func (m *machine) emit(run string, e task.Event, drafts ...task.Draft) {
 
 func (m *machine) start(run string) {
 	attempt := m.runs[run].attempt
-	m.emit(run, task.Event{Type: task.EventStarted},
+	m.emit(run, task.Event{Type: task.EventStarted})
+	m.emit(run, task.Event{Type: task.EventRecord},
 		task.Draft{Kind: task.KindAccepted, Record: task.Accepted{Attempt: attempt}},
 		task.Draft{Kind: task.KindStarted, Record: task.Started{Attempt: attempt}})
 }

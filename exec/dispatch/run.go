@@ -37,6 +37,8 @@ type run struct {
 	room          int64          // for the machine's events, in bytes
 	full          bool           // there was no more room
 	contact       bool           // this request was answered
+	storing       <-chan error   // of entries on their way into the ledger; nil: none
+	again         bool           // some have not got there: the machine is to send all once more
 	lost          bool           // the ledger says so
 	end           *ending        // the machine's account, once it has given it
 	countersigned bool           // the receipt is in the ledger
@@ -104,6 +106,7 @@ func (r *run) drive(ctx context.Context) {
 		err = r.bring(ctx)
 	}
 	r.begun()
+	_ = r.stored() // the next life finds out what is missing
 	if err == nil {
 		r.settle(ctx)
 	}
@@ -112,8 +115,10 @@ func (r *run) drive(ctx context.Context) {
 
 // bring brings the run to its end: nil once that is in the journal.
 func (r *run) bring(ctx context.Context) error {
-	if err := r.insist(ctx, "recall", r.recall); err != nil {
-		return err
+	if r.journal.Last() > 0 {
+		if err := r.insist(ctx, "recall", r.recall); err != nil {
+			return err
+		}
 	}
 	if r.countersigned { // so all that came before is in the journal
 		return r.finish(ctx)
@@ -128,7 +133,7 @@ func (r *run) bring(ctx context.Context) error {
 		case err == nil:
 			return r.finish(ctx)
 		case errors.As(err, &refusal):
-			if err := r.accept(ctx, refusal.Entries); err != nil {
+			if err := r.store(ctx, refusal.Entries, false); err != nil {
 				r.d.cfg.Log.Warn("refusal is not in the ledger", "run", r.id, "node", r.placed.Name, "err", err)
 			}
 			err = r.elsewhere(ctx, refusal.Reasons...)

@@ -41,19 +41,25 @@ func (r *run) take(ctx context.Context, exec Executor, e *task.Event) error {
 			return err
 		}
 	}
-	if e.Seq <= r.source || r.end != nil {
+	if r.end != nil {
 		return nil
 	}
 	entries, err := parseEntries(e.Entries)
 	if err != nil {
 		return err
 	}
-	if err := r.accept(ctx, entries); err != nil {
+	if e.Type == task.EventFinished {
+		return r.takeEnd(ctx, entries)
+	}
+	if err := r.store(ctx, entries, e.Type == task.EventRecord); err != nil {
 		return err
 	}
-	if e.Type == task.EventFinished {
-		r.end, err = r.account(entries)
-		return err
+	if e.Seq <= r.source {
+		return nil
+	}
+	if e.Type == task.EventRecord {
+		r.source = e.Seq
+		return nil
 	}
 	if err := r.show(e); err != nil {
 		return err
@@ -90,22 +96,94 @@ func parseEntries(list [][]byte) ([]*wire.Entry, error) {
 	return out, nil
 }
 
+// takeEnd takes the machine's account of the end. Where there are no files to
+// bring, the receipt goes into the ledger with it.
+func (r *run) takeEnd(ctx context.Context, entries []*wire.Entry) error {
+	end, err := r.account(entries)
+	if err != nil {
+		return err
+	}
+	if err = r.stored(); err == nil {
+		err = r.storeEnd(ctx, end, entries)
+	}
+	if err != nil {
+		r.again = true
+		return err
+	}
+	r.end = end
+	return nil
+}
+
+func (r *run) storeEnd(ctx context.Context, end *ending, entries []*wire.Entry) error {
+	if !end.Outputs.IsZero() {
+		return r.accept(ctx, r.placed, entries)
+	}
+	if err := r.check(r.placed, entries); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	own, err := r.d.cfg.Ledger.Record(ctx, entries, r.receipt(end))
+	if err == nil && r.mine != nil {
+		r.mine = append(r.mine, own...)
+	}
+	r.countersigned = err == nil
+	return err
+}
+
+// store puts the machine's entries into the ledger. Behind does that while the
+// run's output goes on; what comes next for the ledger waits for it. Where it
+// fails, or this node ends before it is done, the machine is asked for all that
+// it has said once more.
+func (r *run) store(ctx context.Context, entries []*wire.Entry, behind bool) error {
+	if len(entries) == 0 {
+		return nil
+	}
+	err := r.stored()
+	switch {
+	case err == nil && behind:
+		done := make(chan error, 1)
+		from := r.placed
+		go func() { done <- r.accept(ctx, from, entries) }()
+		r.storing = done
+	case err == nil:
+		err = r.accept(ctx, r.placed, entries)
+	}
+	r.again = r.again || err != nil
+	return err
+}
+
+// stored waits until what store has begun is done.
+func (r *run) stored() error {
+	if r.storing == nil {
+		return nil
+	}
+	err := <-r.storing
+	r.storing = nil
+	return err
+}
+
 // machineKinds are what a machine writes in the topic of a run. Anything else of
 // its would speak for the submitter.
 var machineKinds = []string{task.KindAccepted, task.KindRefused, task.KindStarted, task.KindFinished}
 
-// accept stores the machine's entries about this run.
-func (r *run) accept(ctx context.Context, entries []*wire.Entry) error {
-	if len(entries) == 0 {
-		return nil
-	}
-	for _, e := range entries {
-		if e.Author != r.placed.Node || e.Topic != r.id || !slices.Contains(machineKinds, e.Kind) {
-			return fmt.Errorf("entry %s of %s in %s: not what %s can say of this run", e.Kind, e.Author.Short(), e.Topic, r.placed.Name)
-		}
+// accept stores a machine's entries about this run.
+func (r *run) accept(ctx context.Context, from task.Place, entries []*wire.Entry) error {
+	if err := r.check(from, entries); err != nil {
+		return err
 	}
 	_, err := r.d.cfg.Ledger.Accept(ctx, entries...)
 	return err
+}
+
+// check refuses what a machine may not say of this run.
+func (r *run) check(from task.Place, entries []*wire.Entry) error {
+	for _, e := range entries {
+		if e.Author != from.Node || e.Topic != r.id || !slices.Contains(machineKinds, e.Kind) {
+			return fmt.Errorf("entry %s of %s in %s: not what %s can say of this run", e.Kind, e.Author.Short(), e.Topic, from.Name)
+		}
+	}
+	return nil
 }
 
 // show writes a machine's event into the journal, in this node's words.

@@ -41,7 +41,7 @@ type wish struct {
 }
 
 // check takes an order only from who has written its entries, and only for this
-// machine. Signatures are left to [Ledger.Accept].
+// machine. Signatures are left to [Ledger.Record].
 func (r *Runner) check(o *task.Order) (wish, error) {
 	if !task.ValidID(o.Run) {
 		return wish{}, fmt.Errorf("run id %.64q", o.Run)
@@ -184,16 +184,12 @@ func (r *Runner) accept(ctx context.Context, x *live, o *task.Order, w wish) err
 
 // promise writes that this machine runs the attempt.
 func (x *live) promise(ctx context.Context, o *task.Order, w wish, own []*wire.Entry) error {
-	ledger := x.r.cfg.Ledger
-	if _, err := ledger.Accept(ctx, o.Entries...); err != nil {
-		if errors.Is(err, wire.ErrSignature) || errors.Is(err, wire.ErrFork) || errors.Is(err, wire.ErrGap) {
-			return invalid(err)
-		}
-		return fmt.Errorf("accept %s: %w", o.Run, err)
-	}
-	entries, err := ledger.Append(ctx, task.Draft{Topic: o.Run, Kind: task.KindAccepted, Record: task.Accepted{
+	entries, err := x.r.cfg.Ledger.Record(ctx, o.Entries, task.Draft{Topic: o.Run, Kind: task.KindAccepted, Record: task.Accepted{
 		Attempt: o.Attempt, Submit: w.submit, Devices: x.grant.Devices, Policy: x.grant.Policy,
 	}})
+	if errors.Is(err, wire.ErrSignature) || errors.Is(err, wire.ErrFork) || errors.Is(err, wire.ErrGap) {
+		return invalid(err)
+	}
 	if err != nil {
 		return fmt.Errorf("accept %s: %w", o.Run, err)
 	}

@@ -22,9 +22,9 @@ func (x *live) finish(fin task.Finished) {
 		x.remember(fin)
 		x.collect(&fin)
 	}
-	draft := task.Draft{Topic: x.id, Kind: task.KindFinished, Record: fin}
+	drafts := append(x.early, task.Draft{Topic: x.id, Kind: task.KindFinished, Record: fin})
 	written := x.insist("ledger", func() error {
-		entries, err := x.r.cfg.Ledger.Append(context.Background(), draft)
+		entries, err := x.r.cfg.Ledger.Append(context.Background(), drafts...)
 		if err != nil {
 			x.remember(fin)
 		}

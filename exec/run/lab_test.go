@@ -56,12 +56,22 @@ type ledger struct {
 
 func newLedger() *ledger { return &ledger{key: nodeKey, topics: map[string][]*wire.Entry{}} }
 
-func (l *ledger) Append(_ context.Context, drafts ...task.Draft) ([]*wire.Entry, error) {
+func (l *ledger) Append(ctx context.Context, drafts ...task.Draft) ([]*wire.Entry, error) {
+	return l.Record(ctx, nil, drafts...)
+}
+
+func (l *ledger) Record(_ context.Context, theirs []*wire.Entry, drafts ...task.Draft) ([]*wire.Entry, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.err != nil {
 		return nil, l.err
 	}
+	for _, e := range theirs {
+		if err := e.Verify(meshID); err != nil {
+			return nil, err
+		}
+	}
+	l.take(theirs)
 	var out []*wire.Entry
 	for _, d := range drafts {
 		e := sign(l.key, l.topics[d.Topic], d)
@@ -91,6 +101,17 @@ func sign(key identity.Key, entries []*wire.Entry, d task.Draft) *wire.Entry {
 	return e
 }
 
+// take keeps those of others' entries that are new.
+func (l *ledger) take(entries []*wire.Entry) (fresh []*wire.Entry) {
+	for _, e := range entries {
+		if !slices.ContainsFunc(l.topics[e.Topic], func(o *wire.Entry) bool { return o.Hash() == e.Hash() }) {
+			l.keep(e)
+			fresh = append(fresh, e)
+		}
+	}
+	return fresh
+}
+
 func (l *ledger) keep(e *wire.Entry) {
 	l.topics[e.Topic] = append(l.topics[e.Topic], e)
 	if l.file != nil {
@@ -111,15 +132,11 @@ func (l *ledger) Accept(_ context.Context, entries ...*wire.Entry) (fresh []*wir
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, e := range entries {
-		if slices.ContainsFunc(l.topics[e.Topic], func(o *wire.Entry) bool { return o.Hash() == e.Hash() }) {
-			continue
-		}
 		if err := e.Verify(meshID); err != nil {
-			return fresh, err
+			return nil, err
 		}
-		l.keep(e)
-		fresh = append(fresh, e)
 	}
+	fresh = l.take(entries)
 	l.flush()
 	return fresh, nil
 }

@@ -33,8 +33,9 @@ type live struct {
 	ready   chan struct{} // closed when it is known whether it is accepted
 	err     error         // why it is not
 	journal *journal.Journal
-	unsent  [][]byte // entries that no event has carried yet; of the run's goroutine
-	stdin   *stdin   // nil where the run has none
+	unsent  [][]byte     // entries that no event has carried yet; of the run's goroutine
+	early   []task.Draft // what the ledger is to have before the end; likewise
+	stdin   *stdin       // nil where the run has none
 
 	cancel context.CancelCauseFunc // of the context of its goroutine, with an *end
 
@@ -121,6 +122,7 @@ func (x *live) bring(ctx context.Context) (came task.Bytes, err error) {
 	for _, in := range x.spec.Inputs {
 		size += in.Size
 	}
+	x.report() // it may take long until there is more to say
 	x.event(&task.Event{Type: task.EventNote, Message: fmt.Sprintf("bringing %v of inputs", size)})
 	root, err := os.OpenRoot(x.work())
 	if err != nil {
@@ -191,11 +193,14 @@ func (x *live) tell(entries ...*wire.Entry) {
 	}
 }
 
-// event journals something other than output. Entries that the ledger got since
-// the last one go with it.
-func (x *live) event(e *task.Event) {
-	e.Entries = x.unsent
-	if err := x.append(e); err == nil {
+// event journals something other than output. Where that fails, the end of the
+// run will be told nevertheless.
+func (x *live) event(e *task.Event) { _ = x.append(e) }
+
+// report journals the entries that the ledger got since the last report, for
+// the submitter's ledger.
+func (x *live) report() {
+	if x.append(&task.Event{Type: task.EventRecord, Entries: x.unsent}) == nil {
 		x.unsent = nil
 	}
 }

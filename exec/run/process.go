@@ -56,9 +56,11 @@ func (x *live) process(ctx context.Context, fin *task.Finished) error {
 		why := &end{task.Failed, "time limit " + period(limit) + " reached", exitTimeLimit}
 		defer time.AfterFunc(limit, func() { x.stop(why, false) }).Stop()
 	}
-	x.started()
+	x.event(&task.Event{Type: task.EventStarted, State: task.Running})
 	out.start()
+	rest := x.started(began)
 	state, why := x.wait(ctx, p, g, out)
+	x.early = rest()
 	fin.Usage.WallMS = uint64(time.Since(began).Milliseconds())
 	fin.Usage.Output, fin.Usage.Dropped = out.sum()
 	return cmp.Or(why, ended(state, fin))
@@ -98,15 +100,32 @@ func (x *live) input() (*os.File, error) {
 	return os.Open(os.DevNull)
 }
 
-// started writes that the program runs. The output waits in the pipes until
-// that is durable.
-func (x *live) started() {
-	entries, err := x.r.cfg.Ledger.Append(context.Background(), task.Draft{Topic: x.id, Kind: task.KindStarted, Record: task.Started{Attempt: x.attempt}})
-	if err != nil { // what follows will say that it ran
-		x.r.cfg.Log.Error("cannot write the start of a run to the ledger", "run", x.id, "err", err)
+// startDelay is how long the ledger may not know that a program runs. One that
+// ends sooner costs no commit of its own for that.
+const startDelay = 20 * time.Millisecond
+
+// started has the ledger know that the program runs. It returns a function that
+// gives, once the program has ended, what is left to write of that.
+func (x *live) started(at time.Time) (rest func() []task.Draft) {
+	left := []task.Draft{{Topic: x.id, Kind: task.KindStarted, Record: task.Started{Attempt: x.attempt, Millis: at.UnixMilli()}}}
+	done := make(chan struct{})
+	timer := time.AfterFunc(startDelay, func() {
+		defer close(done)
+		entries, err := x.r.cfg.Ledger.Append(context.Background(), left...)
+		if err != nil {
+			x.r.cfg.Log.Error("cannot write the start of a run to the ledger", "run", x.id, "err", err)
+			return
+		}
+		left = nil
+		x.tell(entries...)
+		x.report()
+	})
+	return func() []task.Draft {
+		if !timer.Stop() {
+			<-done
+		}
+		return left
 	}
-	x.tell(entries...)
-	x.event(&task.Event{Type: task.EventStarted, State: task.Running})
 }
 
 // wait waits until the program has ended and all that it started is gone. The

@@ -151,7 +151,14 @@ func TestUnfinished(t *testing.T) {
 		"started": {func(l *lab, o task.Order) {
 			x := folder(l, o)
 			x.tell(accepted(l, o)...)
-			x.started()
+			x.started(time.Now())
+			eventually(t, "the start in the ledger", func() bool { return slices.Contains(l.ledger.kinds(o.Run, nodeKey), task.KindStarted) })
+			_ = x.journal.Close()
+		}, -1, true},
+		"started, and the ledger does not know": {func(l *lab, o task.Order) {
+			x := folder(l, o)
+			x.tell(accepted(l, o)...)
+			x.event(&task.Event{Type: task.EventStarted, State: task.Running})
 			_ = x.journal.Close()
 		}, -1, true},
 		"end known": {func(l *lab, o task.Order) {

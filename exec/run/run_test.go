@@ -55,6 +55,36 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// slowStart is a ledger that takes its time for the start of a run.
+type slowStart struct {
+	*ledger
+	gate chan struct{}
+}
+
+func (l slowStart) Append(ctx context.Context, drafts ...task.Draft) ([]*wire.Entry, error) {
+	if drafts[0].Kind == task.KindStarted {
+		<-l.gate
+	}
+	return l.ledger.Append(ctx, drafts...)
+}
+
+// What a program writes does not wait for the ledger, and the end does.
+func TestOutputDoesNotWaitForTheLedger(t *testing.T) {
+	l := newLab(t)
+	gate := make(chan struct{})
+	l.Runner.cfg.Ledger = slowStart{l.ledger, gate}
+	w := l.start(order(spec("echo", "out")))
+	w.until("the output", func(r *result) bool { return r.stdout.String() == "out\n" })
+	if kinds := w.r.kinds(); len(kinds) != 0 {
+		t.Errorf("entries that are not durable were sent: %v", kinds)
+	}
+	close(gate)
+	r := w.end()
+	if got := r.kinds(); !slices.Equal(got, []string{task.KindAccepted, task.KindStarted, task.KindFinished}) {
+		t.Errorf("events carried %v", got)
+	}
+}
+
 func TestEnds(t *testing.T) {
 	l := newLab(t)
 	files := map[string]string{"script": "#!/bin/sh\necho ran\nexit 3\n", "text": "no program", "lost": "#!/no/such/interpreter\n"}
@@ -238,7 +268,8 @@ func TestEnvironment(t *testing.T) {
 		t.Errorf("environment %q", got)
 	}
 	var accepted task.Accepted
-	e, err := wire.ParseEntry(r.events[0].Entries[0])
+	at := slices.IndexFunc(r.events, func(e *task.Event) bool { return len(e.Entries) > 0 })
+	e, err := wire.ParseEntry(r.events[at].Entries[0])
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,9 +8,10 @@
 // again, in this life or a later one.
 //
 // Everything that happens to a run is in its journal before anybody is told,
-// and the facts of its life (accepted, started, finished) are in the ledger
-// before they are in the journal. So whoever follows a run can be cut off at
-// any point and resume, and both sides hold the same signed account of it.
+// the promise to run is in the ledger before the program starts, and the account
+// of its end before that is told. So whoever follows a run can be cut off at any
+// point and resume, and both sides hold the same signed account of it. What the
+// program writes does not wait for the ledger.
 //
 // A run is a program of this machine, started as the user who runs Balance,
 // in a folder of its own. When it ends, however it ends, every process that it
@@ -44,6 +45,8 @@ type Ledger interface {
 	// Accept verifies and stores entries of others, durably. Those that it has
 	// already are no error.
 	Accept(ctx context.Context, entries ...*wire.Entry) (fresh []*wire.Entry, err error)
+	// Record does both in one transaction, or nothing of it.
+	Record(ctx context.Context, theirs []*wire.Entry, drafts ...task.Draft) ([]*wire.Entry, error)
 	// Entries returns a topic, each author's entries in the order of its chain.
 	Entries(ctx context.Context, topic string) ([]*wire.Entry, error)
 }

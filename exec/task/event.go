@@ -12,6 +12,10 @@ const (
 	EventOutput   = "output"   // it wrote something
 	EventNote     = "note"     // something worth telling happened: output was dropped, a machine refused
 	EventFinished = "finished" // the run reached a final state
+
+	// EventRecord is between nodes alone: it carries ledger entries that became
+	// durable while the program went on, and nothing to show.
+	EventRecord = "record"
 )
 
 // Streams of output events.

@@ -122,9 +122,10 @@ type Refused struct {
 	Reasons []Reason `cbor:"2,keyasint" json:"reasons"`
 }
 
-// Started is written when the program runs.
+// Started says that the program runs, or did.
 type Started struct {
-	Attempt int `cbor:"1,keyasint" json:"attempt"`
+	Attempt int   `cbor:"1,keyasint" json:"attempt"`
+	Millis  int64 `cbor:"2,keyasint" json:"at_ms"` // when it was started: the executor's clock, Unix milliseconds
 }
 
 // Finished is the executor's account of an attempt.
@@ -245,7 +246,7 @@ func (f *folder) fact(e *wire.Entry) {
 	var finished Finished
 	switch {
 	case e.Kind == KindStarted && read(e, &started) && started.Attempt == f.Attempt:
-		f.Started = e.Time()
+		f.Started = time.UnixMilli(started.Millis)
 		if f.State == Placed {
 			f.State = Running
 		}
