@@ -58,8 +58,7 @@ func (c *client) do(ctx context.Context, method, path string, body io.Reader) (*
 
 // down explains why the daemon could not be reached.
 func (c *client) down(err error) error {
-	var op *net.OpError
-	if !errors.As(err, &op) {
+	if _, ok := errors.AsType[*net.OpError](err); !ok {
 		return err
 	}
 	if !c.home.joined() {
@@ -104,7 +103,6 @@ var errStop = errors.New("stop")
 // stream decodes one JSON value a line until the daemon ends the response or
 // each returns an error.
 func stream[T any](resp *http.Response, each func(T) error) error {
-	defer resp.Body.Close()
 	dec := json.NewDecoder(bufio.NewReaderSize(resp.Body, 64<<10))
 	for {
 		var v T
@@ -133,6 +131,7 @@ func (c *client) submit(ctx context.Context, spec task.Spec, each func(task.Even
 	if err != nil {
 		return "", err
 	}
+	defer resp.Body.Close()
 	return resp.Header.Get(quick.RunHeader), stream(resp, each)
 }
 
@@ -147,5 +146,6 @@ func (c *client) events(ctx context.Context, run string, after uint64, follow bo
 	if err != nil {
 		return err
 	}
+	defer resp.Body.Close()
 	return stream(resp, each)
 }

@@ -72,7 +72,7 @@ func nodeFlags(cmd *cobra.Command, name *string, thin *bool) {
 }
 
 // found makes the keys, the genesis record and the rules of a new mesh.
-func found(ctx context.Context, h home, g trust.Genesis, thin bool) (initReply, error) {
+func found(ctx context.Context, h home, g trust.Genesis, thin bool) (reply initReply, err error) {
 	if err := h.make(); err != nil {
 		return initReply{}, err
 	}
@@ -97,7 +97,7 @@ func found(ctx context.Context, h home, g trust.Genesis, thin bool) (initReply, 
 	if err != nil {
 		return initReply{}, err
 	}
-	defer db.Close()
+	defer func() { err = errors.Join(err, db.Close()) }()
 	if id, ok := db.Mesh(); ok {
 		return initReply{}, hint(fmt.Errorf("this node belongs to a mesh already (%s, home %s)", id.Short(), h), "start it with: balance up; or choose another --home")
 	}

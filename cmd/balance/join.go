@@ -204,7 +204,7 @@ func join(ctx context.Context, h home, v *wire.Invite, name string, thin bool) (
 	if err != nil {
 		return joinReply{}, doorError(v, err)
 	}
-	defer guest.Close()
+	defer func() { _ = guest.Close() }()
 	door := &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return guest.Dial(ctx) },
 	}}
@@ -231,7 +231,7 @@ func join(ctx context.Context, h home, v *wire.Invite, name string, thin bool) (
 }
 
 // notElsewhere refuses to join where the home belongs to another mesh.
-func notElsewhere(ctx context.Context, h home, key identity.Key, id identity.MeshID) error {
+func notElsewhere(ctx context.Context, h home, key identity.Key, id identity.MeshID) (err error) {
 	if !h.joined() {
 		return nil
 	}
@@ -239,7 +239,7 @@ func notElsewhere(ctx context.Context, h home, key identity.Key, id identity.Mes
 	if err != nil {
 		return err
 	}
-	defer db.Close()
+	defer func() { err = errors.Join(err, db.Close()) }()
 	if other, ok := db.Mesh(); ok && other != id {
 		return hint(fmt.Errorf("this node belongs to another mesh (%s, home %s)", other.Short(), h), "choose another --home for the new one")
 	}
@@ -301,8 +301,7 @@ func ask(ctx context.Context, door *http.Client, method, path string, in, out an
 
 // doorError explains why a door did not let us in.
 func doorError(v *wire.Invite, err error) error {
-	var p *problem
-	if errors.As(err, &p) {
+	if p, ok := errors.AsType[*problem](err); ok {
 		return p
 	}
 	var where []string
@@ -356,12 +355,12 @@ func decodeEntries(raw [][]byte) ([]*wire.Entry, error) {
 }
 
 // keep stores the log and where members were seen.
-func keep(ctx context.Context, h home, key identity.Key, state *trust.State, entries []*wire.Entry, peers []peerAddr, v *wire.Invite) error {
+func keep(ctx context.Context, h home, key identity.Key, state *trust.State, entries []*wire.Entry, peers []peerAddr, v *wire.Invite) (err error) {
 	db, err := store.Open(ctx, h.path(ledgerFile), key)
 	if err != nil {
 		return err
 	}
-	defer db.Close()
+	defer func() { err = errors.Join(err, db.Close()) }()
 	if err := db.Import(ctx, v.Mesh, entries); err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -90,11 +91,8 @@ func TestLANByMulticastAlone(t *testing.T) {
 		t.Helper()
 		out, err := s.command(s.hosts[i], append([]string{"balance", "--home", string(homes[i])}, args...)...).Output()
 		if err != nil {
-			var exit *exec.ExitError
-			if ok := asExit(err, &exit); ok {
-				t.Fatalf("balance %v on host %d: %v\n%s", args, i, err, exit.Stderr)
-			}
-			t.Fatal(err)
+			exit, _ := errors.AsType[*exec.ExitError](err)
+			t.Fatalf("balance %v on host %d: %v\n%s", args, i, err, exit.Stderr)
 		}
 		return string(out)
 	}

@@ -31,7 +31,7 @@ func TestScripts(t *testing.T) {
 		RequireUniqueNames:  true,
 		Setup: func(env *testscript.Env) error {
 			// Homes are short, so that their sockets have short paths.
-			home, err := os.MkdirTemp("", "bal")
+			home, err := os.MkdirTemp("", "bal") //nolint:usetesting // a socket needs a short path
 			if err != nil {
 				return err
 			}
@@ -110,8 +110,7 @@ func cmdCode(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	err = ts.Exec(args[1], args[2:]...)
 	got := 0
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		got = exit.ExitCode()
 	} else if err != nil {
 		ts.Fatalf("%v", err)
@@ -215,12 +214,9 @@ func cmdJoin(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(ts.Exec("balance", append([]string{"--home", ts.MkAbs(args[1]), "join", "--name", args[2], path}, args[4:]...)...))
 }
 
-// asExit reports whether err is the end of a process.
-func asExit(err error, exit **exec.ExitError) bool { return errors.As(err, exit) }
-
 // shortDir is a folder whose path leaves room for a socket's.
 func shortDir(t *testing.T) string {
-	dir, err := os.MkdirTemp("", "bal")
+	dir, err := os.MkdirTemp("", "bal") //nolint:usetesting // a socket needs a short path
 	if err != nil {
 		t.Fatal(err)
 	}

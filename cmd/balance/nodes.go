@@ -136,6 +136,7 @@ func (a *app) pingCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			defer resp.Body.Close()
 			answered := false
 			err = stream(resp, func(p pingReply) error {
 				answered = answered || p.Error == ""

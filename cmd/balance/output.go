@@ -144,8 +144,7 @@ func (p *printer) say(format string, args ...any) {
 
 // fault prints an error and returns the exit code.
 func (p *printer) fault(err error) int {
-	var exit exitError
-	if errors.As(err, &exit) {
+	if exit, ok := errors.AsType[exitError](err); ok {
 		return int(exit)
 	}
 	if errors.Is(err, context.Canceled) {

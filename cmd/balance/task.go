@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -132,7 +133,6 @@ type logPrinter struct {
 	stamps bool
 	skip   int             // lines not to print
 	fresh  map[string]bool // streams that are at the start of a line
-	after  uint64
 }
 
 // skipTo counts the lines that there are and remembers how many come before the
@@ -165,7 +165,7 @@ func (l *logPrinter) print(ctx context.Context, run string, follow bool) error {
 	}
 	if !follow {
 		return l.client.events(ctx, run, 0, false, func(e task.Event) error {
-			if err := show(e); err != errStop {
+			if err := show(e); !errors.Is(err, errStop) {
 				return err
 			}
 			return nil

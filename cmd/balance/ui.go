@@ -62,6 +62,7 @@ func (b *backend) Watch(ctx context.Context, show func(tui.Mesh)) error {
 	if err != nil {
 		return away(err)
 	}
+	defer resp.Body.Close()
 	seen := histories{}
 	err = stream(resp, func(r fleetReply) error {
 		seen.extend(r.Nodes)

@@ -95,8 +95,8 @@ func (w *watch) follow(ctx context.Context, id identity.ID) {
 	if err != nil {
 		return
 	}
+	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		resp.Body.Close()
 		return
 	}
 	err = stream(resp, func(s fleet.Sample) error {
