@@ -3,6 +3,7 @@ package mesh_test
 import (
 	"io"
 	"net"
+	"runtime"
 	"testing"
 	"time"
 
@@ -55,6 +56,26 @@ func BenchmarkThroughput(b *testing.B) {
 		if _, err := client.Write(buf); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// BenchmarkIdleNode is what a node keeps in memory that has a peer and nothing
+// to do: heap and stacks.
+func BenchmarkIdleNode(b *testing.B) {
+	used := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapInuse + m.StackInuse
+	}
+	const nodes = 10
+	for b.Loop() {
+		before := used()
+		m := meshtest.New(b, nodes)
+		for i := range nodes {
+			m.MustTalk(i, (i+1)%nodes, 10*time.Second)
+		}
+		b.ReportMetric(float64(used()-before)/nodes/1024, "KiB/node")
 	}
 }
 

@@ -141,7 +141,7 @@ func (b *bind) shut() {
 	}
 	for _, s := range []*socket{b.v4, b.v6} {
 		if s != nil {
-			s.Close()
+			_ = s.Close()
 		}
 	}
 }
@@ -191,13 +191,6 @@ func (b *bind) write(bufs [][]byte, to netip.AddrPort) error {
 		return fmt.Errorf("send to %s: no socket of its family", to)
 	}
 	return s.send(bufs, to)
-}
-
-// writeAll sends to several addresses, each of which may be wrong.
-func (b *bind) writeAll(bufs [][]byte, to []netip.AddrPort) {
-	for _, addr := range to {
-		_ = b.write(bufs, addr)
-	}
 }
 
 // receiver returns a function that reads one socket and keeps what is not
@@ -270,7 +263,9 @@ func (b *bind) probe(now instant, tag wire.ProbeTag, msg []byte, from netip.Addr
 		return
 	}
 	if probe.Kind == wire.Pong {
-		p.pong(now, probe, func() { b.accept(now, p, from, probe.Instance, true) })
+		if p.pong(now, probe) {
+			b.accept(now, p, from, probe.Instance, true)
+		}
 		return
 	}
 	b.accept(now, p, from, probe.Instance, false)

@@ -110,7 +110,7 @@ func Knock(ctx context.Context, v *wire.Invite, log *slog.Logger) (*Guest, error
 	t.addPeers([]*peer{p})
 	ctx, cancel := context.WithTimeout(ctx, knockFor)
 	defer cancel()
-	if _, err := p.probe(ctx); err != nil {
+	if _, err := p.knock(ctx); err != nil {
 		t.close()
 		return nil, fmt.Errorf("knock: %w", err)
 	}
@@ -119,7 +119,7 @@ func Knock(ctx context.Context, v *wire.Invite, log *slog.Logger) (*Guest, error
 
 // Dial connects to the door's listener.
 func (g *Guest) Dial(ctx context.Context) (net.Conn, error) {
-	c, err := g.net.DialTCP(ctx, g.addr, netip.AddrPortFrom(g.door, DoorPort))
+	c, err := g.dial(ctx, netip.AddrPortFrom(g.door, DoorPort))
 	if err != nil {
 		return nil, fmt.Errorf("dial the door: %w", err)
 	}

@@ -38,7 +38,7 @@ func openNode(t testing.TB) (*Node, identity.Keys) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { n.Close() })
+	t.Cleanup(func() { _ = n.Close() })
 	return n, keys
 }
 
@@ -105,7 +105,7 @@ func knock(t testing.TB, v *wire.Invite) (*Guest, net.Conn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { g.Close() })
+	t.Cleanup(func() { _ = g.Close() })
 	c, err := g.Dial(soon(t, patience))
 	if err != nil {
 		t.Fatal(err)
@@ -312,6 +312,36 @@ func TestFilter(t *testing.T) {
 	}
 }
 
+// WireGuard knows those whom the node knows, and nobody else.
+func TestPeersOfWireGuard(t *testing.T) {
+	n, v := openDoor(t, time.Hour)
+	a, b := Peer{ID: identity.ID{1}, WG: identity.WGPublic{31: 1}}, Peer{ID: identity.ID{2}, WG: identity.WGPublic{31: 2}}
+	for _, step := range []struct {
+		what string
+		do   func()
+		want int
+	}{
+		{"an open door", func() {}, 1},
+		{"two members", func() { n.SetPeers([]Peer{a, b}) }, 3},
+		{"one of them gone", func() { n.SetPeers([]Peer{b}) }, 2},
+		{"another key", func() { b.WG[31] = 3; n.SetPeers([]Peer{b}) }, 2},
+		{"the door closed", func() { n.CloseDoor(v.Secret.Keys(v.Mesh).Sign.ID()) }, 1},
+		{"nobody", func() { n.SetPeers(nil) }, 0},
+	} {
+		step.do()
+		state, err := n.dev.IpcGet()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Count(state, "public_key="); got != step.want || strings.Count(state, "allowed_ip=") != got {
+			t.Errorf("%s: %d peers, want %d:\n%s", step.what, got, step.want, state)
+		}
+		if len(n.bind.byKey) != step.want || len(n.bind.byTag) != step.want {
+			t.Errorf("%s: the bind knows %d", step.what, len(n.bind.byKey))
+		}
+	}
+}
+
 // A peer that restarts after its clock was set back is known at once. Stock
 // WireGuard refuses it until its clock has caught up: the time stamp of its
 // initiation must be later than the last.
@@ -338,7 +368,7 @@ func TestClockSetBack(t *testing.T) {
 		}
 	}
 	contact(b)
-	b.Close()
+	_ = b.Close()
 
 	// As if b's clock had been an hour ahead then: a has seen a stamp that b
 	// cannot reach.
@@ -350,7 +380,7 @@ func TestClockSetBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer again.Close()
+	defer func() { _ = again.Close() }()
 	again.SetPeers(toA)
 	contact(again)
 }
@@ -375,7 +405,7 @@ func FuzzArrived(f *testing.F) {
 	}
 	f.Add(theirs.Seal(wire.Probe{Kind: wire.Ping, Tx: 1, Instance: 2}))
 	f.Add(theirs.Seal(wire.Probe{Kind: wire.Pong, Tx: 1, Instance: 2}))
-	for _, head := range []byte{initiation, response, cookieReply, transport} {
+	for _, head := range []byte{initiation, response, 3, transport} {
 		f.Add([]byte{head})
 		f.Add(append([]byte{head, 0, 0, 0}, make([]byte, 144)...))
 	}

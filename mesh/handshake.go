@@ -8,10 +8,9 @@ import (
 // Types of WireGuard's messages: the first byte. The three bytes after it are
 // zero. See the protocol's description, https://www.wireguard.com/protocol/.
 const (
-	initiation  = 1 // sender's index at 4
-	response    = 2 // receiver's index at 8
-	cookieReply = 3
-	transport   = 4
+	initiation = 1 // sender's index at 4
+	response   = 2 // receiver's index at 8
+	transport  = 4
 )
 
 // handshakeLife is how long WireGuard waits for the answer to an initiation
@@ -47,7 +46,8 @@ type handshakes struct {
 	next    instant // when it is due again; 0: never
 	wait    time.Duration
 	their   []byte  // last initiation of the peer that WireGuard saw
-	arrived instant // when
+	arrived instant // when it saw it first
+	passed  instant // when it saw it last
 	reply   []byte  // WireGuard's response to it; nil: none yet
 	replied instant // when
 }
@@ -62,10 +62,16 @@ func (h *handshakes) initiated(now instant, msg []byte) bool {
 	h.ours = bytes.Clone(msg)
 	h.made, h.sent, h.wait = now, now, retry
 	h.next = now.add(h.wait)
-	return h.their == nil || h.reply != nil || !h.arrived.within(retry, now)
+	return !h.busy(now)
 }
 
-// again returns the initiation, to be sent once more, if it is still of use.
+// busy reports whether WireGuard is about to answer an initiation of the peer.
+func (h *handshakes) busy(now instant) bool {
+	return h.their != nil && h.reply == nil && h.arrived.within(retry, now)
+}
+
+// again returns the initiation, to be sent once more, if it is still of use and
+// not about to be forgotten.
 func (h *handshakes) again(now instant) []byte {
 	if h.ours == nil {
 		return nil
@@ -74,8 +80,14 @@ func (h *handshakes) again(now instant) []byte {
 		h.ours, h.next = nil, 0
 		return nil
 	}
-	h.sent, h.wait = now, 2*h.wait
-	h.next = now.add(h.wait)
+	if now >= h.next {
+		h.wait *= 2
+		h.next = now.add(h.wait)
+	}
+	h.sent = now
+	if h.busy(now) {
+		return nil
+	}
 	return h.ours
 }
 
@@ -96,12 +108,14 @@ func (h *handshakes) arrives(now instant, msg []byte) (pass bool, send []byte) {
 	switch seen := bytes.Equal(msg, h.their); {
 	case seen && h.reply != nil:
 		return false, h.reply
-	case seen && h.arrived.within(precedence, now):
+	case seen && h.passed.within(precedence, now):
 		return false, nil
 	case h.first && h.ours != nil && h.made.within(precedence, now):
 		return false, h.again(now)
+	case !seen:
+		h.their, h.arrived, h.reply = bytes.Clone(msg), now, nil
 	}
-	h.their, h.arrived, h.reply = bytes.Clone(msg), now, nil
+	h.passed = now
 	return true, nil
 }
 

@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"encoding/binary"
+	"slices"
 	"testing"
 	"time"
 
@@ -157,12 +158,7 @@ func TestHandshakes(t *testing.T) {
 			fail:   t.Fatal,
 			lost: func() bool {
 				sent++
-				for _, n := range losses {
-					if n == sent {
-						return true
-					}
-				}
-				return false
+				return slices.Contains(losses, sent)
 			},
 		}
 		l.ends[0].h.first = true
@@ -171,6 +167,12 @@ func TestHandshakes(t *testing.T) {
 		for _, i := range who {
 			begin := start.add(time.Duration(rapid.IntRange(0, 60).Draw(t, "begin")) * ms)
 			l.at(begin, func() { l.initiate(begin, i) })
+		}
+		for _, at := range rapid.SliceOfN(rapid.IntRange(0, 200), 0, 4).Draw(t, "paths found") {
+			found := start.add(time.Duration(at) * ms)
+			for i := range l.ends {
+				l.at(found, func() { l.send(found, i, l.ends[i].h.again(found)) })
+			}
 		}
 		l.run(4 * time.Second)
 		if !l.ends[0].session && !l.ends[1].session {

@@ -112,7 +112,7 @@ func (n *Node) Close() error {
 		j.end.Stop()
 	}
 	n.mu.Unlock()
-	n.tunnel.close()
+	n.close()
 	return nil
 }
 
@@ -235,7 +235,7 @@ func (n *Node) Dial(ctx context.Context, id identity.ID, port uint16) (net.Conn,
 		}
 		addr = p.addr
 	}
-	c, err := n.net.DialTCP(ctx, n.addr, netip.AddrPortFrom(addr, port))
+	c, err := n.dial(ctx, netip.AddrPortFrom(addr, port))
 	if err != nil {
 		return nil, fmt.Errorf("dial %s: %w", id.Short(), err)
 	}
@@ -268,7 +268,7 @@ func (n *Node) Ping(ctx context.Context, id identity.ID) (Path, error) {
 	if p == nil {
 		return Path{}, fmt.Errorf("ping %s: %w", id.Short(), ErrUnknownPeer)
 	}
-	path, err := p.probe(ctx)
+	path, err := p.knock(ctx)
 	if err != nil {
 		return Path{}, fmt.Errorf("ping %s: %w", id.Short(), err)
 	}

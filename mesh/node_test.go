@@ -141,7 +141,7 @@ func TestAnyPort(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer n.Close()
+		defer func() { _ = n.Close() }()
 		nodes = append(nodes, n)
 	}
 	loopbacks := []string{"127.0.0.1"}
@@ -197,12 +197,12 @@ type recorder struct {
 
 func newRecorder(m *meshtest.Mesh) *recorder {
 	r := &recorder{kinds: map[string][]mesh.Kind{}}
-	m.OnPath = func(node int, id identity.ID, p mesh.Path) {
+	m.Watch(func(node int, id identity.ID, p mesh.Path) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		key := fmt.Sprint(node, id)
 		r.kinds[key] = append(r.kinds[key], p.Kind)
-	}
+	})
 	return r
 }
 
@@ -381,11 +381,16 @@ func TestClose(t *testing.T) {
 	}
 	go func() { _, _ = io.Copy(c, zeros{}) }()
 	_, _ = io.CopyN(io.Discard, c, 1<<20)
-	m.Nodes[0].Close()
+	_ = m.Nodes[0].Close()
 	if _, err := c.Write([]byte("more")); err == nil {
 		t.Error("a connection survives its node")
 	}
-	m.Nodes[0].Close() // twice does no harm
+	if _, err := m.Nodes[0].Dial(timeout(t, within), m.Node(1), meshtest.EchoPort); err == nil || errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("dial from a closed node: %v", err)
+	}
+	m.Nodes[0].SetPeers(nil)
+	m.Nodes[0].SetPeers(m.Roster(0))
+	_ = m.Nodes[0].Close() // twice does no harm
 }
 
 type zeros struct{}

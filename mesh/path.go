@@ -45,6 +45,7 @@ const (
 	tries     = 5
 	recheck   = 30 * time.Second // between looks for something better than a path in use
 	wish      = 10 * time.Second // traffic that waited so long is still worth a new address
+	calls     = 500              // of a peer that are answered with a ping in one second: repeated calls cost little
 )
 
 // instant is a time on the clock of a bind, which only goes forward. The zero
@@ -117,6 +118,8 @@ type paths struct {
 	tried      int        // pings sent in the search that is going on; 0: none is
 	next       instant    // when tick is due; 0: never
 	checked    instant    // when all candidates were last asked
+	second     instant    // since when calls are counted
+	called     int        // calls answered with a ping since then
 }
 
 // path returns the path.
@@ -238,6 +241,12 @@ func (p *paths) ping(now instant, addr netip.AddrPort, doubt bool) []netip.AddrP
 	c := p.add(now, addr, heard)
 	c.heard = now
 	if !doubt && (c.answered.within(2*heartbeat, now) || c.pinged.within(retry, now)) {
+		return nil
+	}
+	if !p.second.within(time.Second, now) {
+		p.second, p.called = now, 0
+	}
+	if p.called++; p.called > calls {
 		return nil
 	}
 	return p.ask(now, c)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -58,12 +59,6 @@ type asked struct {
 	at   instant
 }
 
-// datagram is a probe to be sent when no lock is held.
-type datagram struct {
-	to  netip.AddrPort
-	msg []byte
-}
-
 func newPeer(b *bind, self identity.WGKey, key identity.WGPublic, addr netip.Addr) (*peer, error) {
 	p := &peer{bind: b, key: key, addr: addr, life: random(), asked: map[uint64]asked{}}
 	p.paths.kind = b.kind
@@ -100,11 +95,12 @@ func (p *peer) close() {
 }
 
 // send sends messages of WireGuard where the path is in doubt or the message
-// belongs to a handshake.
+// belongs to a handshake. The lock is held while it does, here and below: a
+// message of a handshake that leaves late does harm.
 func (p *peer) send(now instant, bufs [][]byte) {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.closed {
-		p.mu.Unlock()
 		return
 	}
 	hold := false
@@ -114,13 +110,21 @@ func (p *peer) send(now instant, bufs [][]byte) {
 	case response:
 		p.handshakes.responded(now, bufs[0])
 	}
-	pings := p.pings(now, p.paths.want(now))
-	to := p.targets(now, bufs[0][0])
-	p.settle()
-	p.mu.Unlock()
-	p.sendProbes(pings)
+	p.ask(now, p.paths.want(now))
 	if !hold {
-		p.bind.writeAll(bufs, to)
+		p.write(now, bufs...)
+	}
+	p.settle()
+}
+
+// write sends messages of WireGuard of one type to where they belong. Nil is
+// none.
+func (p *peer) write(now instant, bufs ...[]byte) {
+	if len(bufs[0]) == 0 {
+		return
+	}
+	for _, addr := range p.targets(now, bufs[0][0]) {
+		_ = p.bind.write(bufs, addr) // an address may be wrong
 	}
 }
 
@@ -143,28 +147,21 @@ func (p *peer) targets(now instant, message byte) []netip.AddrPort {
 	}
 }
 
-// pings makes probes of the addresses to ask.
-func (p *peer) pings(now instant, to []netip.AddrPort) []datagram {
+// ask pings addresses.
+func (p *peer) ask(now instant, addrs []netip.AddrPort) {
 	if len(p.asked) > maxAsked {
-		for tx, a := range p.asked {
-			if !a.at.within(handshakeLife, now) {
-				delete(p.asked, tx)
-			}
-		}
+		maps.DeleteFunc(p.asked, func(_ uint64, a asked) bool { return !a.at.within(handshakeLife, now) })
 	}
-	out := make([]datagram, len(to))
-	for i, addr := range to {
+	for _, addr := range addrs {
 		tx := random()
 		p.asked[tx] = asked{addr, now}
-		out[i] = datagram{addr, p.out.Seal(wire.Probe{Kind: wire.Ping, Tx: tx, Instance: p.life})}
+		p.probe(addr, wire.Probe{Kind: wire.Ping, Tx: tx})
 	}
-	return out
 }
 
-func (p *peer) sendProbes(list []datagram) {
-	for _, d := range list {
-		_ = p.bind.write([][]byte{d.msg}, d.to) // an address may be wrong
-	}
+func (p *peer) probe(to netip.AddrPort, probe wire.Probe) {
+	probe.Instance = p.life
+	_ = p.bind.write([][]byte{p.out.Seal(probe)}, to) // an address may be wrong
 }
 
 // settle makes what was decided take effect: the route, the timer, the report.
@@ -193,61 +190,49 @@ func earliest(a, b instant) instant {
 
 // tick does what is due.
 func (p *peer) tick() {
-	now := p.bind.now()
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.closed {
-		p.mu.Unlock()
 		return
 	}
-	pings := p.pings(now, p.paths.tick(now, instant(p.sent.Load())))
-	var msg []byte
+	now := p.bind.now()
+	p.ask(now, p.paths.tick(now, instant(p.sent.Load())))
 	if next := p.handshakes.next; next != 0 && next <= now {
-		msg = p.handshakes.again(now)
+		p.write(now, p.handshakes.again(now))
 	}
-	to := p.targets(now, initiation)
 	p.settle()
-	p.mu.Unlock()
-	p.sendProbes(pings)
-	if msg != nil {
-		p.bind.writeAll([][]byte{msg}, to)
-	}
 }
 
-// ping answers an authenticated ping. Our own ping goes before the answer: who
-// sends an initiation when the answer comes has then proved its address.
+// ping answers an authenticated ping. Our own ping goes before the answer: the
+// peer, when it goes on after the answer, has then proved its address.
 func (p *peer) ping(now instant, probe wire.Probe, from netip.AddrPort) {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.closed {
-		p.mu.Unlock()
 		return
 	}
 	doubt := p.instance != 0 && probe.Instance != p.instance
-	pings := p.pings(now, p.paths.ping(now, from, doubt))
+	p.ask(now, p.paths.ping(now, from, doubt))
+	p.probe(from, wire.Probe{Kind: wire.Pong, Tx: probe.Tx, Seen: from})
 	p.settle()
-	p.mu.Unlock()
-	p.sendProbes(append(pings, datagram{from, p.out.Seal(wire.Probe{
-		Kind: wire.Pong, Tx: probe.Tx, Instance: p.life, Seen: from,
-	})}))
 }
 
-// pong takes an authenticated pong. proved is called where it answers a ping of
+// pong takes an authenticated pong and reports whether it answers a ping of
 // ours.
-func (p *peer) pong(now instant, probe wire.Probe, proved func()) {
+func (p *peer) pong(now instant, probe wire.Probe) bool {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	ask, ok := p.asked[probe.Tx]
 	if !ok || p.closed {
-		p.mu.Unlock()
-		return
+		return false
 	}
 	delete(p.asked, probe.Tx)
 	p.meet(probe.Instance)
 	rtt := now.sub(ask.at)
 	p.paths.pong(now, ask.addr, rtt)
-	var msg []byte
 	if ask.at > p.handshakes.sent { // the initiation did not go with this ping
-		msg = p.handshakes.again(now)
+		p.write(now, p.handshakes.again(now))
 	}
-	to := p.targets(now, initiation)
 	answer := p.paths.path()
 	answer.RTT = rtt
 	for _, w := range p.waiting {
@@ -255,11 +240,7 @@ func (p *peer) pong(now instant, probe wire.Probe, proved func()) {
 	}
 	p.waiting = nil
 	p.settle()
-	p.mu.Unlock()
-	proved()
-	if msg != nil {
-		p.bind.writeAll([][]byte{msg}, to)
-	}
+	return true
 }
 
 // meet compares the peer's instance with the one known. A new one has lost
@@ -290,17 +271,12 @@ func (p *peer) renewed() {
 // make would not last.
 func (p *peer) initiated(now instant, msg []byte, instance uint64) bool {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.instance != 0 && instance != p.instance {
-		p.mu.Unlock()
 		return false
 	}
 	pass, send := p.handshakes.arrives(now, msg)
-	var to []netip.AddrPort
-	if send != nil {
-		to = p.targets(now, send[0])
-	}
-	p.mu.Unlock()
-	p.bind.writeAll([][]byte{send}, to)
+	p.write(now, send)
 	return pass
 }
 
@@ -318,22 +294,18 @@ func (p *peer) learn(from origin, addrs []netip.AddrPort) {
 	for i, a := range addrs {
 		addrs[i] = netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 	}
-	now := p.bind.now()
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.closed {
-		p.mu.Unlock()
 		return
 	}
-	var to []netip.AddrPort
+	now := p.bind.now()
 	if from == roster {
-		to = p.paths.replace(now, addrs)
+		p.ask(now, p.paths.replace(now, addrs))
 	} else {
-		to = p.paths.learn(now, from, addrs...)
+		p.ask(now, p.paths.learn(now, from, addrs...))
 	}
-	pings := p.pings(now, to)
 	p.settle()
-	p.mu.Unlock()
-	p.sendProbes(pings)
 }
 
 // path returns the path as it is now.
@@ -357,11 +329,11 @@ func (p *peer) report() (path Path, changed, restarted bool) {
 // ErrNoAnswer means that no address of the peer has answered.
 var ErrNoAnswer = errors.New("no answer from any address")
 
-// probe pings until the peer answers or ctx ends.
-func (p *peer) probe(ctx context.Context) (Path, error) {
+// knock pings until the peer answers or ctx ends.
+func (p *peer) knock(ctx context.Context) (Path, error) {
 	answer := make(chan Path, 1)
 	for wait := retry; ; wait = min(2*wait, heartbeat) {
-		p.ask(answer)
+		p.await(answer)
 		again := time.NewTimer(wait)
 		select {
 		case path := <-answer:
@@ -376,20 +348,23 @@ func (p *peer) probe(ctx context.Context) (Path, error) {
 	}
 }
 
-// ask pings the path if it is trusted, else every candidate.
-func (p *peer) ask(answer chan Path) {
-	now := p.bind.now()
+// await pings the path if it is trusted, else every candidate, and has the next
+// answer sent to a channel.
+func (p *peer) await(answer chan Path) {
 	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return
+	}
 	if !slices.Contains(p.waiting, answer) {
 		p.waiting = append(p.waiting, answer)
 	}
+	now := p.bind.now()
 	to := p.paths.all()
 	if p.paths.isTrusted(now) && !p.paths.best.owes() {
 		to = []netip.AddrPort{p.paths.best.addr}
 	}
-	pings := p.pings(now, to)
-	p.mu.Unlock()
-	p.sendProbes(pings)
+	p.ask(now, to)
 }
 
 func (p *peer) forget(answer chan Path) {

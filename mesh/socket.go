@@ -34,11 +34,12 @@ type batcher interface {
 // for IPv6, on one port.
 func openSockets(at netip.AddrPort) (v4, v6 *socket, err error) {
 	if at.Addr().IsValid() && !at.Addr().IsUnspecified() {
-		s, err := openSocket("udp", at)
-		if err == nil && at.Addr().Unmap().Is4() {
-			return s, nil, nil
+		if at = netip.AddrPortFrom(at.Addr().Unmap(), at.Port()); at.Addr().Is4() {
+			v4, err = openSocket("udp4", at)
+		} else {
+			v6, err = openSocket("udp6", at)
 		}
-		return nil, s, err
+		return v4, v6, err
 	}
 	for range portTries {
 		v4, err = openSocket("udp4", netip.AddrPortFrom(netip.IPv4Unspecified(), at.Port()))
@@ -50,7 +51,7 @@ func openSockets(at netip.AddrPort) (v4, v6 *socket, err error) {
 		case err == nil, errors.Is(err, syscall.EAFNOSUPPORT), errors.Is(err, syscall.EADDRNOTAVAIL):
 			return v4, v6, nil
 		}
-		v4.Close()
+		_ = v4.Close()
 		if at.Port() != 0 {
 			break
 		}
@@ -66,7 +67,7 @@ func openSocket(network string, at netip.AddrPort) (*socket, error) {
 	// A host that grants less is slower under load, no more.
 	_ = c.SetReadBuffer(socketBuffer)
 	_ = c.SetWriteBuffer(socketBuffer)
-	if at.Addr().Unmap().Is4() {
+	if at.Addr().Is4() {
 		return &socket{c, ipv4.NewPacketConn(c)}, nil
 	}
 	return &socket{c, ipv6.NewPacketConn(c)}, nil

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,7 +27,7 @@ func stranger(t *testing.T) *net.UDPConn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { c.Close() })
+	t.Cleanup(func() { _ = c.Close() })
 	return c
 }
 
@@ -130,6 +131,29 @@ func TestSilenceToWhoKnowsTheKey(t *testing.T) {
 		if strings.Contains(state, "tx_bytes=0\n") || !strings.Contains(state, "rx_bytes=0\n") {
 			t.Errorf("a stranger sent nothing or got something:\n%s", state)
 		}
+	}
+}
+
+// TRUST T18: who was removed gets nothing, whatever it sends, though it was
+// talked to a moment ago.
+func TestSilenceAfterRemoval(t *testing.T) {
+	m := meshtest.Shaped(t, 2)
+	m.MustTalk(0, 1, within)
+	m.MustTalk(1, 0, within)
+	m.Nodes[1].SetPeers(nil)
+	time.Sleep(50 * time.Millisecond) // what was on its way arrives
+	var sent, got atomic.Int32
+	m.Link(0, 1).Tap(func(from int, _ []byte) {
+		if from == 0 {
+			sent.Add(1)
+		} else {
+			got.Add(1)
+		}
+	})
+	_ = m.Talk(timeout(t, 2*time.Second), 0, 1) // longer than a heartbeat
+	m.Link(0, 1).Tap(nil)
+	if sent.Load() == 0 || got.Load() != 0 {
+		t.Errorf("a removed peer sent %d datagrams and got %d", sent.Load(), got.Load())
 	}
 }
 

@@ -182,7 +182,13 @@ func describe(w *strings.Builder, p *peer) {
 	fmt.Fprintf(w, "endpoint=%s\nallowed_ip=%s/128\n", p.key.Hex(), p.addr)
 }
 
+// set configures WireGuard, unless the tunnel is closed.
 func (t *tunnel) set(conf string) {
+	select {
+	case <-t.done:
+		return
+	default:
+	}
 	if err := t.dev.IpcSet(conf); err != nil { // its lines were made here
 		t.log.Error("configure WireGuard", "error", err)
 	}

@@ -37,12 +37,15 @@ type door struct {
 	log    *slog.Logger
 
 	mu     sync.Mutex             // one join at a time
-	nonces map[netip.Addr]nonce32 // by the joiner's address: the newest one
+	nonces map[nonce32]netip.Addr // given and not used yet, and to whom
 }
 
 type nonce32 [32]byte
 
-const maxInviteTTL = 7 * 24 * time.Hour
+const (
+	maxInviteTTL = 7 * 24 * time.Hour
+	maxNonces    = 1024
+)
 
 // invite makes an invite and opens the door for it.
 func (d *door) invite(ctx context.Context, req inviteRequest) (inviteReply, error) {
@@ -134,8 +137,11 @@ func (d *door) handleNonce(w http.ResponseWriter, r *http.Request) {
 	var n nonce32
 	_, _ = rand.Read(n[:]) // never fails: crypto/rand
 	d.mu.Lock()
-	d.nonces[from(r)] = n // one for each open invite: bounded
-	d.mu.Unlock()
+	defer d.mu.Unlock()
+	if len(d.nonces) >= maxNonces { // whoever had one asks again
+		clear(d.nonces)
+	}
+	d.nonces[n] = from(r)
 	reply(w, nonceReply{n[:]})
 }
 
@@ -178,10 +184,10 @@ func (d *door) join(r *http.Request) (*knockReply, error) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	n, ok := d.nonces[from(r)]
-	delete(d.nonces, from(r))
+	to, ok := d.nonces[u.Statement.Nonce]
+	delete(d.nonces, u.Statement.Nonce)
 	switch {
-	case !ok || n != nonce32(u.Statement.Nonce):
+	case !ok || to != from(r):
 		return nil, errors.New("the request is not for the nonce that was given")
 	case d.mesh.JoinAddress(u.Statement.Join) != from(r):
 		return nil, errors.New("the request is for another invite")

@@ -4,14 +4,16 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/rand"
+	crand "crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -29,7 +31,7 @@ import (
 )
 
 func randomSecret() (b [32]byte, err error) {
-	_, err = rand.Read(b[:])
+	_, err = crand.Read(b[:])
 	return b, err
 }
 
@@ -200,16 +202,7 @@ func join(ctx context.Context, h home, v *wire.Invite, name string, thin bool) (
 		return joinReply{}, err
 	}
 
-	guest, err := mesh.Knock(ctx, v, quietLog)
-	if err != nil {
-		return joinReply{}, doorError(v, err)
-	}
-	defer func() { _ = guest.Close() }()
-	door := &http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return guest.Dial(ctx) },
-	}}
-	defer door.CloseIdleConnections()
-	reply, err := knock(ctx, door, v, keys, name)
+	reply, err := knock(ctx, v, keys, name)
 	if err != nil {
 		return joinReply{}, doorError(v, err)
 	}
@@ -246,8 +239,42 @@ func notElsewhere(ctx context.Context, h home, key identity.Key, id identity.Mes
 	return nil
 }
 
-// knock asks to be let in.
-func knock(ctx context.Context, door *http.Client, v *wire.Invite, keys identity.Keys, name string) (*knockReply, error) {
+// knock asks to be let in, until there is an answer. A door that answered and
+// then broke off may have another node at it with the same invite: the tunnel is
+// the same, and each takes it from the other. Each tries again after a while of
+// its own, and one of them is told that it came too late.
+func knock(ctx context.Context, v *wire.Invite, keys identity.Keys, name string) (*knockReply, error) {
+	for {
+		reply, err := knockOnce(ctx, v, keys, name)
+		if _, broken := errors.AsType[*url.Error](err); !broken {
+			return reply, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(200*time.Millisecond + rand.N(1500*time.Millisecond)):
+		}
+	}
+}
+
+// doorPatience is how long one try waits for the door to answer a request.
+const doorPatience = 3 * time.Second
+
+func knockOnce(ctx context.Context, v *wire.Invite, keys identity.Keys, name string) (*knockReply, error) {
+	guest, err := mesh.Knock(ctx, v, quietLog)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = guest.Close() }()
+	door := &http.Client{Timeout: doorPatience, Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return guest.Dial(ctx) },
+	}}
+	defer door.CloseIdleConnections()
+	return request(ctx, door, v, keys, name)
+}
+
+// request is the conversation with the door.
+func request(ctx context.Context, door *http.Client, v *wire.Invite, keys identity.Keys, name string) (*knockReply, error) {
 	var nonce nonceReply
 	if err := ask(ctx, door, http.MethodGet, "/v1/nonce", nil, &nonce); err != nil {
 		return nil, err
@@ -308,7 +335,8 @@ func doorError(v *wire.Invite, err error) error {
 	for _, e := range v.Endpoints {
 		where = append(where, e.String())
 	}
-	if errors.Is(err, mesh.ErrNoAnswer) || errors.Is(err, context.DeadlineExceeded) {
+	_, broken := errors.AsType[*url.Error](err)
+	if broken || errors.Is(err, mesh.ErrNoAnswer) || errors.Is(err, context.DeadlineExceeded) {
 		return fail("door_unreachable",
 			"is that node up, and can this machine send UDP to it?",
 			"no answer from the node that made the invite (%s)", strings.Join(where, ", "))

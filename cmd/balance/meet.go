@@ -21,6 +21,7 @@ import (
 type news struct {
 	paths   chan pathNews
 	members chan memberNews
+	over    chan struct{} // closed when nobody listens any more
 }
 
 type pathNews struct {
@@ -35,14 +36,25 @@ type memberNews struct {
 }
 
 func newNews() *news {
-	return &news{make(chan pathNews, 1024), make(chan memberNews, 1024)}
+	return &news{make(chan pathNews, 1024), make(chan memberNews, 1024), make(chan struct{})}
 }
 
-func (n *news) path(id identity.ID, p mesh.Path) { n.paths <- pathNews{id, p} }
+func (n *news) path(id identity.ID, p mesh.Path) {
+	select {
+	case n.paths <- pathNews{id, p}:
+	case <-n.over:
+	}
+}
 
 func (n *news) member(id identity.ID, state string, meta []byte) {
-	n.members <- memberNews{id, state, meta}
+	select {
+	case n.members <- memberNews{id, state, meta}:
+	case <-n.over:
+	}
 }
+
+// stop says that nobody listens any more.
+func (n *news) stop() { close(n.over) }
 
 // gossip is what a node says of itself in the few bytes that ride on the gossip
 // of who is alive. It is not signed: whoever relays it could change it, so it
@@ -102,6 +114,8 @@ type meeting struct {
 	replica   *replica.Replica
 	submitted *dispatch.Dispatcher
 	log       *slog.Logger
+
+	states map[identity.ID]string // as last heard
 }
 
 // run passes news on until ctx ends.
@@ -139,6 +153,8 @@ func asPath(p mesh.Path) fleet.Path {
 
 func (m *meeting) member(n memberNews) {
 	m.view.SetState(n.id, n.state)
+	before := m.states[n.id]
+	m.states[n.id] = n.state
 	if len(n.meta) > 0 {
 		addrs, live, err := decodeGossip(n.meta)
 		if err != nil {
@@ -150,11 +166,12 @@ func (m *meeting) member(n memberNews) {
 			}
 		}
 	}
-	switch n.state {
-	case member.Up:
+	switch {
+	case n.state == before: // news of a member that is what it was
+	case n.state == member.Up:
 		m.replica.Met(n.id)
 		m.submitted.NodeUp(n.id)
-	case member.Down:
+	case n.state == member.Down:
 		m.submitted.NodeDown(n.id)
 	}
 }

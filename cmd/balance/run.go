@@ -347,7 +347,7 @@ type schemaEvent struct {
 // submit starts a run and follows it.
 func (f *follower) submit(ctx context.Context, spec task.Spec) error {
 	if f.attached {
-		ctx = f.catchInterrupts(ctx)
+		ctx = f.catchInterrupts(ctx, false)
 		defer f.undo()
 	}
 	run, err := f.client.submit(ctx, spec, func(e task.Event) error { return f.event(ctx, e) })
@@ -357,13 +357,12 @@ func (f *follower) submit(ctx context.Context, spec task.Spec) error {
 
 // takeOver goes on with a run that package quick has begun.
 func (f *follower) takeOver(ctx context.Context, interrupted bool) error {
-	ctx = f.catchInterrupts(ctx)
+	ctx = f.catchInterrupts(ctx, interrupted)
 	defer f.undo()
 	if interrupted {
 		f.stop(ctx)
 	}
-	err := f.client.events(ctx, f.run, f.last, true, func(e task.Event) error { return f.event(ctx, e) })
-	return f.goOn(ctx, err)
+	return f.goOn(ctx, nil)
 }
 
 // stop asks the run to stop, for whoever has pressed Ctrl-C.
@@ -384,12 +383,13 @@ func (f *follower) goOn(ctx context.Context, err error) error {
 	if errors.As(err, &p) {
 		return err // the daemon itself said no, or was not there in the first place
 	}
-	since := time.Now()
+	since, pause := time.Now(), time.Duration(0)
 	for f.end == nil && !f.lost && f.run != "" && ctx.Err() == nil && (!errors.As(err, &p) || p.Code == "not_running") {
 		if time.Since(since) > patience {
 			return fail("not_running", "start it with: balance up; then: balance wait "+f.run, "the node has stopped; the run %s may still go on", f.run)
 		}
-		time.Sleep(200 * time.Millisecond)
+		time.Sleep(pause)
+		pause = 200 * time.Millisecond
 		before := f.last
 		err = f.client.events(ctx, f.run, f.last, true, func(e task.Event) error { return f.event(ctx, e) })
 		if f.last != before {
@@ -410,19 +410,19 @@ func (f *follower) goOn(ctx context.Context, err error) error {
 var errDetached = errors.New("detached")
 
 // catchInterrupts makes the first Ctrl-C stop the run, and the second one leave
-// it alone and detach.
-func (f *follower) catchInterrupts(ctx context.Context) context.Context {
+// it alone and detach. asked says that there was a first one before.
+func (f *follower) catchInterrupts(ctx context.Context, asked bool) context.Context {
 	ctx, cancel := context.WithCancelCause(ctx)
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGINT)
 	go func() {
-		for n := 0; ; n++ {
+		for ; ; asked = true {
 			select {
 			case <-ctx.Done():
 				return
 			case <-signals:
 			}
-			if n > 0 || f.run == "" {
+			if asked || f.run == "" {
 				f.print.say("\ndetached: the run goes on. See it with: balance logs -f %s", f.run)
 				cancel(errDetached)
 				return

@@ -151,6 +151,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 		return hint(err, "another program may use the port: choose one with --listen")
 	}
 	defer func() { err = errors.Join(err, node.Close()) }()
+	defer heard.stop()
 	if err := db.SetSetting(ctx, settingPort, strconv.Itoa(int(node.Port()))); err != nil {
 		return err
 	}
@@ -216,7 +217,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	if err := follow(ctx, who, db, node, view); err != nil {
 		return err
 	}
-	porch := &door{mesh: meshID, self: self, node: node, db: db, roster: who, log: log, nonces: map[netip.Addr]nonce32{}}
+	porch := &door{mesh: meshID, self: self, node: node, db: db, roster: who, log: log, nonces: map[nonce32]netip.Addr{}}
 	if err := porch.reopen(ctx); err != nil {
 		return err
 	}
@@ -228,7 +229,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	group.Go(func() error { return facts.run(ctx) })
 	group.Go(func() error { return api.replica.Run(ctx) })
 	group.Go(func() error { return keepUp(ctx, changed, who, view, log) })
-	met := &meeting{news: heard, node: node, db: db, view: view, alive: alive, replica: api.replica, submitted: submitted, log: log}
+	met := &meeting{news: heard, node: node, db: db, view: view, alive: alive, replica: api.replica, submitted: submitted, log: log, states: map[identity.ID]string{}}
 	group.Go(func() error { return met.run(ctx) })
 	group.Go(func() error { return prune(ctx, runner, submitted, blobs, log) })
 	if cfg.multicast {

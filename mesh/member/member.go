@@ -22,6 +22,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -184,7 +185,7 @@ func (l *List) follow(ctx context.Context) {
 		due, next := l.due()
 		for _, id := range due {
 			calling.Go(func() {
-				l.call(ctx, id)
+				l.call(id)
 				signal(l.wake)
 			})
 		}
@@ -241,22 +242,19 @@ func (l *List) due() (ids []identity.ID, next time.Duration) {
 
 // forgetOthers drops what is known of those who are no members any more.
 func (l *List) forgetOthers(roster []identity.ID) {
-	for id := range l.calls {
-		if !slices.Contains(roster, id) {
-			delete(l.calls, id)
-		}
+	members := make(map[identity.ID]bool, len(roster))
+	for _, id := range roster {
+		members[id] = true
 	}
-	for id := range l.state {
-		if !slices.Contains(roster, id) {
-			delete(l.state, id)
-		}
-	}
+	maps.DeleteFunc(l.calls, func(id identity.ID, _ *call) bool { return !members[id] })
+	maps.DeleteFunc(l.state, func(id identity.ID, _ string) bool { return !members[id] })
 }
 
-// call exchanges the state of the mesh with a member.
-func (l *List) call(ctx context.Context, id identity.ID) {
+// call exchanges the state of the mesh with a member. Whether it worked shows
+// in the member's state, at once or after a round of gossip.
+func (l *List) call(id identity.ID) {
 	to := netip.AddrPortFrom(l.cfg.Mesh.Address(id), l.transport.port)
-	_, err := l.engine.Join([]string{id.String() + "/" + to.String()})
+	_, _ = l.engine.Join([]string{id.String() + "/" + to.String()})
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	c := l.calls[id]
@@ -264,10 +262,6 @@ func (l *List) call(ctx context.Context, id identity.ID) {
 		return
 	}
 	c.running = false
-	if err == nil && ctx.Err() == nil {
-		delete(l.calls, id)
-		return
-	}
 	if c.poked {
 		return // and is due again
 	}
@@ -275,8 +269,8 @@ func (l *List) call(ctx context.Context, id identity.ID) {
 	c.wait = min(2*c.wait, callSeldom)
 }
 
-// enter enters a member's state and reports it. With a state that it must have
-// been in, nothing happens where it is in another one.
+// enter enters a member's state and reports it. If from is not empty, it is the
+// state that the member must be in now.
 func (l *List) enter(name, state, from string, meta []byte) {
 	id, err := identity.ParseID(name)
 	if err != nil || id == l.cfg.Self {
@@ -292,7 +286,9 @@ func (l *List) enter(name, state, from string, meta []byte) {
 		delete(l.calls, id)
 	}
 	l.events.add(event{id, state, slices.Clone(meta)})
-	signal(l.wake)
+	if state == Down {
+		signal(l.wake)
+	}
 }
 
 var errStranger = errors.New("no member")

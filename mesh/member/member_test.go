@@ -49,6 +49,7 @@ type lab struct {
 	meta  []map[identity.ID]string
 	trail []map[identity.ID][]string
 	say   []string // what each node says of itself
+	calls int
 }
 
 func newLab(t *testing.T, m *meshtest.Mesh) *lab {
@@ -60,14 +61,14 @@ func newLab(t *testing.T, m *meshtest.Mesh) *lab {
 		l.trail = append(l.trail, map[identity.ID][]string{})
 		l.say[i] = fmt.Sprintf("node %d", i)
 	}
-	m.OnPath = func(node int, id identity.ID, p mesh.Path) {
+	m.Watch(func(node int, id identity.ID, p mesh.Path) {
 		l.mu.Lock()
 		list := l.lists[node]
 		l.mu.Unlock()
 		if list != nil && p.Kind != mesh.None {
 			list.Poke(id)
 		}
-	}
+	})
 	return l
 }
 
@@ -91,7 +92,12 @@ func (l *lab) up(i int) {
 	l.mu.Unlock()
 	list, err := member.Start(member.Config{
 		Mesh: l.ID, Self: l.Node(i), Listener: ln, Packets: pc, Log: l.Log,
-		Dial: func(ctx context.Context, id identity.ID) (net.Conn, error) { return n.Dial(ctx, id, port) },
+		Dial: func(ctx context.Context, id identity.ID) (net.Conn, error) {
+			l.mu.Lock()
+			l.calls++
+			l.mu.Unlock()
+			return n.Dial(ctx, id, port)
+		},
 		Roster: func() []identity.ID {
 			var ids []identity.ID
 			for j := range l.Keys {
@@ -213,6 +219,24 @@ func TestFailure(t *testing.T) {
 		t.Error(err)
 	}
 	t.Log("left after", l.wait(0, 1, member.Down))
+}
+
+// Who does not answer is called less and less often; a poke begins anew.
+func TestCallsBecomeRare(t *testing.T) {
+	l := newLab(t, meshtest.New(t, 2))
+	l.up(0) // node 1 runs, but has no list
+	calls := func() int {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.calls
+	}
+	time.Sleep(5 * time.Second) // calls after 0, 1, 3, 7 s, or so
+	got := calls()
+	if got < 2 || got > 5 {
+		t.Errorf("%d calls in five seconds", got)
+	}
+	l.lists[0].Poke(l.Node(1))
+	meshtest.Eventually(t, within, "another call", func() bool { return calls() > got })
 }
 
 // Restart of two and of three nodes, in every order.

@@ -52,8 +52,8 @@ func newLink(t testing.TB, m *Mesh, a, b int) *Link {
 	t.Cleanup(func() {
 		l.mu.Lock()
 		l.closed = true
-		l.relay[0].Close()
-		l.relay[1].Close()
+		_ = l.relay[0].Close()
+		_ = l.relay[1].Close()
 		close(l.late[0])
 		close(l.late[1])
 		l.mu.Unlock()
@@ -166,5 +166,5 @@ func (l *Link) Move(t testing.TB, node int) {
 	old := l.relay[k]
 	l.mu.Unlock()
 	l.open(t, k)
-	old.Close()
+	_ = old.Close()
 }

@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
@@ -35,12 +36,12 @@ type Mesh struct {
 	Nodes []*mesh.Node // nil: stopped
 	Log   *slog.Logger
 
-	// OnPath, set before a node is started, is told of its paths.
-	OnPath func(node int, id identity.ID, p mesh.Path)
-
 	t     testing.TB
 	addrs []netip.AddrPort // of each node's UDP socket, also while it is stopped
 	links map[[2]int]*Link
+
+	mu     sync.Mutex
+	onPath func(node int, id identity.ID, p mesh.Path)
 }
 
 // New starts n nodes that know each other's UDP addresses.
@@ -81,7 +82,7 @@ func Prepare(t testing.TB, n int) *Mesh {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer c.Close() // after all have got a port of their own
+		defer func() { _ = c.Close() }() // after all have got a port of their own
 		m.addrs = append(m.addrs, c.LocalAddr().(*net.UDPAddr).AddrPort())
 	}
 	return m
@@ -107,15 +108,17 @@ func (m *Mesh) Start(i int) {
 	n, err := mesh.Open(mesh.Config{
 		Keys: m.Keys[i], Mesh: m.ID, Listen: m.addrs[i], Log: m.Log,
 		OnPath: func(id identity.ID, p mesh.Path) {
-			if m.OnPath != nil {
-				m.OnPath(i, id, p)
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			if m.onPath != nil {
+				m.onPath(i, id, p)
 			}
 		},
 	})
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	m.t.Cleanup(func() { n.Close() })
+	m.t.Cleanup(func() { _ = n.Close() })
 	l, err := n.Listen(EchoPort)
 	if err != nil {
 		m.t.Fatal(err)
@@ -125,9 +128,16 @@ func (m *Mesh) Start(i int) {
 	m.Nodes[i] = n
 }
 
+// Watch has f told what each node is told of its paths, from now on.
+func (m *Mesh) Watch(f func(node int, id identity.ID, p mesh.Path)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.onPath = f
+}
+
 // Stop ends a node. Nobody is told.
 func (m *Mesh) Stop(i int) {
-	m.Nodes[i].Close()
+	_ = m.Nodes[i].Close()
 	m.Nodes[i] = nil
 }
 

@@ -77,7 +77,7 @@ func New(cfg Config) (*Net, error) {
 	}
 	n.dev.destroy = n.stack.Destroy
 	if err := n.setUp(cfg.Addrs); err != nil {
-		n.dev.Close()
+		_ = n.dev.Close()
 		return nil, err
 	}
 	return n, nil

@@ -39,8 +39,8 @@ func pair(t testing.TB, acceptB func(Packet) bool) (a, b *Net) {
 	cable.Go(func() { pump(a.Device(), b.Device()) })
 	cable.Go(func() { pump(b.Device(), a.Device()) })
 	t.Cleanup(func() {
-		a.Close()
-		b.Close()
+		_ = a.Close()
+		_ = b.Close()
 		cable.Wait()
 	})
 	return a, b
@@ -197,7 +197,7 @@ func TestEcho(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer b.Close()
+	defer func() { _ = b.Close() }()
 	if _, err := b.Device().Write([][]byte{echoRequest(addrA, addrB)}, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -235,7 +235,7 @@ func TestDamagedPackets(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer b.Close()
+	defer func() { _ = b.Close() }()
 	good := echoRequest(addrA, addrB)
 	for n := range good { // every way to cut it short
 		if _, err := b.Device().Write([][]byte{good[:n]}, 0); err != nil {
@@ -292,7 +292,7 @@ func TestClose(t *testing.T) {
 		}
 	})
 	time.Sleep(20 * time.Millisecond) // let them wait
-	n.Close()
+	_ = n.Close()
 	waiting.Wait()
 	if _, open := <-n.Device().Events(); open {
 		t.Error("the device's events go on")

@@ -42,8 +42,7 @@ func TestProbeOnTheWire(t *testing.T) {
 	}
 }
 
-// A probe of WireGuard's messages, whose first byte is 1 to 4, is none, and no
-// probe looks like one of those.
+// The two kinds of messages on the socket differ in the first byte.
 func TestProbeIsNoWireGuardMessage(t *testing.T) {
 	for kind := byte(1); kind <= 4; kind++ {
 		b := make([]byte, ProbeSize)
