@@ -166,15 +166,21 @@ func takeOffers(view *fleet.View, entries []*wire.Entry) {
 // so it only passes on.
 func onCommit(changed chan<- []*wire.Entry, r *replica.Replica) func([]*wire.Entry) {
 	return func(fresh []*wire.Entry) {
-		r.Fresh(fresh)
-		var ours []*wire.Entry
+		var all, own []*wire.Entry
 		for _, e := range fresh {
-			if e.Topic == wire.TopicMesh {
-				ours = append(ours, e)
+			if e.Topic != wire.TopicMesh {
+				continue
+			}
+			all = append(all, e)
+			if e.Author == r.Self {
+				own = append(own, e)
 			}
 		}
-		if len(ours) > 0 {
-			changed <- ours
+		if len(own) > 0 {
+			r.Push(own...)
+		}
+		if len(all) > 0 {
+			changed <- all
 		}
 	}
 }

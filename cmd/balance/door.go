@@ -34,6 +34,7 @@ type door struct {
 	node   *mesh.Node
 	db     *store.Store
 	roster *roster
+	share  func(...*wire.Entry) // with the other members
 	log    *slog.Logger
 
 	mu     sync.Mutex             // one join at a time
@@ -218,9 +219,11 @@ func (d *door) letIn(ctx context.Context, u trust.InviteUsed, bind *wire.Entry) 
 		}
 		d.log.Info("admitted", "name", admit.Name, "owner", admit.Owner, "id", admit.ID.Short())
 	}
-	if _, err := d.db.Accept(ctx, bind); err != nil {
+	fresh, err := d.db.Accept(ctx, bind)
+	if err != nil {
 		return err
 	}
+	d.share(fresh...) // nobody can reach the new member without it
 	return d.roster.load(ctx)
 }
 

@@ -205,6 +205,9 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 		view.SetLive(self, l)
 		alive.UpdateMeta()
 	})
+	if err := follow(ctx, who, db, node, view); err != nil {
+		return err
+	}
 	alive, err = openMembers(node, self, who, facts, held, heard, log)
 	if err != nil {
 		return err
@@ -214,10 +217,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	api.replica = newReplica(api, peers, view)
 	changed := make(chan []*wire.Entry, 1024)
 	db.OnCommit(onCommit(changed, api.replica))
-	if err := follow(ctx, who, db, node, view); err != nil {
-		return err
-	}
-	porch := &door{mesh: meshID, self: self, node: node, db: db, roster: who, log: log, nonces: map[nonce32]netip.Addr{}}
+	porch := &door{mesh: meshID, self: self, node: node, db: db, roster: who, share: api.replica.Push, log: log, nonces: map[nonce32]netip.Addr{}}
 	if err := porch.reopen(ctx); err != nil {
 		return err
 	}

@@ -112,16 +112,16 @@ func (s *Sampler) Watch(ctx context.Context, yield func(Sample) error) error {
 		delete(s.watchers, ch)
 		s.mu.Unlock()
 	}()
-	for {
+	for ctx.Err() == nil { // select alone might prefer a sample to the end
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
 		case sample := <-ch:
 			if err := yield(sample); err != nil {
 				return err
 			}
 		}
 	}
+	return ctx.Err()
 }
 
 // differs reports whether those who place runs should hear of l, having heard

@@ -2,7 +2,7 @@
 //
 // Two nodes compare the heads of their chains of a topic, and one sends the
 // other what it lacks (anti-entropy). A [Replica] is both ends of that: it
-// answers other nodes, and it asks them. It pushes this node's own new entries
+// answers other nodes, and it asks them. It pushes what is new here
 // to the members that are up, at once; it pulls from a member that came up; and
 // now and then it pulls from a member chosen at random. Whatever is lost on the
 // way, nodes that can reach each other agree soon, because what counts is what
@@ -78,7 +78,7 @@ type Replica struct {
 
 	wake  chan struct{} // tells Run of news
 	mu    sync.Mutex
-	fresh []*wire.Entry          // own entries, not yet given to members
+	fresh []*wire.Entry          // to be pushed to members
 	met   []identity.ID          // members to be pulled from
 	work  map[identity.ID]*chore // what the members that are talked to are owed
 }
@@ -91,7 +91,7 @@ const (
 	maxLine     = 96 << 10 // bytes of an entry as a line: of 64 KiB, in base64
 	maxHeads    = 8 << 20  // bytes of heads in a request
 	maxIdle     = 100      // pages in a row of which nothing can be stored
-	maxQueue    = 1024     // own entries that wait for one member; what is over, it pulls
+	maxQueue    = 1024     // entries that wait for one member; what is over, it pulls
 	turnTimeout = time.Minute
 	pullTimeout = 10 * time.Minute // the next pull goes on where one ended
 	pullEvery   = 30 * time.Second

@@ -136,7 +136,9 @@ func (w *network) add(n byte) *node {
 			v.alarms = append(v.alarms, peer)
 		},
 	})
-	s.OnCommit(v.Fresh)
+	s.OnCommit(func(fresh []*wire.Entry) {
+		v.Push(slices.DeleteFunc(slices.Clone(fresh), func(e *wire.Entry) bool { return e.Author != v.Self || e.Topic != wire.TopicMesh })...)
+	})
 	v.server = httptest.NewServer(v.Handler())
 	w.t.Cleanup(func() {
 		transport.CloseIdleConnections()
@@ -279,8 +281,8 @@ func TestPull(t *testing.T) {
 	w.agree(4)
 }
 
-// What this node writes is with the members that are up at once, without any
-// pull.
+// What this node pushes is with the members that are up at once, without any
+// pull: what it writes, and what a newcomer brought.
 func TestPush(t *testing.T) {
 	w := newNetwork(t, 3)
 	for _, v := range w.nodes {
@@ -292,7 +294,12 @@ func TestPush(t *testing.T) {
 		a.write(t, wire.TopicMesh, fmt.Sprint(i))
 	}
 	a.write(t, "r-aaaaaaaaaaaaaaaa", "not for others")
-	w.agree(2)
+	brought, err := a.store.Accept(t.Context(), forge(t, 9, 1, "x", "y")...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.Push(brought...)
+	w.agree(3)
 	for _, v := range w.nodes[1:] {
 		if list, err := v.store.Entries(t.Context(), "r-aaaaaaaaaaaaaaaa"); err != nil || len(list) != 0 {
 			t.Errorf("%d entries of a run have come along, %v", len(list), err)

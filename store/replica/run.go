@@ -18,16 +18,11 @@ type chore struct {
 	kick chan struct{} // ends a back-off
 }
 
-// Fresh tells of entries that the ledger has stored. Own ones of the topic mesh
-// are pushed to the members that are up. It returns at once.
-func (r *Replica) Fresh(list []*wire.Entry) {
-	r.news(func() {
-		for _, e := range list {
-			if e.Author == r.Self && e.Topic == wire.TopicMesh {
-				r.fresh = append(r.fresh, e)
-			}
-		}
-	})
+// Push gives stored entries of the topic mesh to the members that are up. It is
+// for what they cannot have from others: this node's own entries, and those that
+// a new member brought here. It returns at once.
+func (r *Replica) Push(list ...*wire.Entry) {
+	r.news(func() { r.fresh = append(r.fresh, list...) })
 }
 
 // Met tells that a member came up: it is pulled from. It returns at once.
