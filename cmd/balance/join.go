@@ -13,7 +13,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -246,7 +245,7 @@ func notElsewhere(ctx context.Context, h home, key identity.Key, id identity.Mes
 func knock(ctx context.Context, v *wire.Invite, keys identity.Keys, name string) (*knockReply, error) {
 	for {
 		reply, err := knockOnce(ctx, v, keys, name)
-		if _, broken := errors.AsType[*url.Error](err); !broken {
+		if !errors.Is(err, errBrokenOff) {
 			return reply, err
 		}
 		select {
@@ -256,6 +255,10 @@ func knock(ctx context.Context, v *wire.Invite, keys identity.Keys, name string)
 		}
 	}
 }
+
+// errBrokenOff means that the conversation with a door that is there came to no
+// end.
+var errBrokenOff = errors.New("the conversation with the door broke off")
 
 // doorPatience is how long one try waits for the door to answer a request.
 const doorPatience = 3 * time.Second
@@ -310,20 +313,23 @@ func ask(ctx context.Context, door *http.Client, method, path string, in, out an
 	}
 	resp, err := door.Do(req)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errBrokenOff, err)
 	}
 	defer resp.Body.Close()
-	dec := json.NewDecoder(io.LimitReader(resp.Body, maxJoinReply))
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxJoinReply))
+	if err != nil {
+		return fmt.Errorf("%w: %w", errBrokenOff, err)
+	}
 	if resp.StatusCode != http.StatusOK {
 		var reply struct {
 			Error *problem `json:"error"`
 		}
-		if err := dec.Decode(&reply); err != nil || reply.Error == nil {
+		if err := json.Unmarshal(body, &reply); err != nil || reply.Error == nil {
 			return fmt.Errorf("the door answered %s", resp.Status)
 		}
 		return reply.Error
 	}
-	return dec.Decode(out)
+	return json.Unmarshal(body, out)
 }
 
 // doorError explains why a door did not let us in.
@@ -335,8 +341,7 @@ func doorError(v *wire.Invite, err error) error {
 	for _, e := range v.Endpoints {
 		where = append(where, e.String())
 	}
-	_, broken := errors.AsType[*url.Error](err)
-	if broken || errors.Is(err, mesh.ErrNoAnswer) || errors.Is(err, context.DeadlineExceeded) {
+	if errors.Is(err, errBrokenOff) || errors.Is(err, mesh.ErrNoAnswer) || errors.Is(err, context.DeadlineExceeded) {
 		return fail("door_unreachable",
 			"is that node up, and can this machine send UDP to it?",
 			"no answer from the node that made the invite (%s)", strings.Join(where, ", "))

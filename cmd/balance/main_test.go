@@ -102,6 +102,16 @@ func (s *started) stop() {
 	}
 }
 
+// logs are the ends of the daemons' logs.
+func (s *started) logs() string {
+	var b strings.Builder
+	for _, d := range s.list {
+		text, _ := os.ReadFile(filepath.Join(d.home, "log"))
+		fmt.Fprintf(&b, "\nlog of %s:\n%s", d.home, text[max(0, len(text)-4096):])
+	}
+	return b.String()
+}
+
 // cmdCode runs a command and checks its exit code: code N command arg…
 func cmdCode(ts *testscript.TestScript, neg bool, args []string) {
 	want, err := strconv.Atoi(args[0])
@@ -127,7 +137,7 @@ func cmdUp(ts *testscript.TestScript, neg bool, args []string) {
 	log, err := os.OpenFile(filepath.Join(dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	ts.Check(err)
 	defer log.Close()
-	flags := append([]string{"--home", dir, "up", "--listen", "127.0.0.1:0", "--no-multicast"}, args[1:]...)
+	flags := append([]string{"--home", dir, "up", "--listen", "127.0.0.1:0", "--no-multicast", "--log-level", "debug"}, args[1:]...)
 	cmd := scriptCommand(ts, "balance", flags...)
 	cmd.Dir, cmd.Stderr = dir, log
 	ts.Check(cmd.Start())
@@ -201,7 +211,8 @@ func cmdAwait(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	ts.Fatalf("no %q within 30 s (%v): %s", args[0], err, out)
+	logs := ts.Value(nodesKey{}).(*started).logs()
+	ts.Fatalf("no %q within 30 s (%v): %s%s", args[0], err, out, logs)
 }
 
 // cmdJoin brings a new node into the mesh of another: join DOOR HOME NAME OWNER

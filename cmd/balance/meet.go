@@ -166,12 +166,14 @@ func (m *meeting) member(n memberNews) {
 			}
 		}
 	}
-	switch {
-	case n.state == before: // news of a member that is what it was
-	case n.state == member.Up:
+	if n.state == before { // news of a member that is what it was
+		return
+	}
+	switch n.state {
+	case member.Up:
 		m.replica.Met(n.id)
 		m.submitted.NodeUp(n.id)
-	case n.state == member.Down:
+	case member.Down:
 		m.submitted.NodeDown(n.id)
 	}
 }

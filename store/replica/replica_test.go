@@ -323,12 +323,15 @@ func TestMet(t *testing.T) {
 	if len(c.heads(t)) != 1 {
 		t.Error("a member that is down got a push")
 	}
-	c.Met(b.Self)
-	w.agree(3)
+	c.write(t, wire.TopicMesh, "written in private")
+	c.Met(b.Self) // who is asked sees that c has more, and asks in turn
+	w.eventually("the two that met agree", func() bool { return slices.Equal(b.heads(t), c.heads(t)) && len(b.heads(t)) == 4 })
+	a.Met(b.Self)
+	w.agree(4)
 	a.write(t, wire.TopicMesh, "missed")
 	w.set(func() { c.up = true })
 	a.write(t, wire.TopicMesh, "continues what was missed")
-	w.agree(3)
+	w.agree(4)
 }
 
 // Whatever is written during whatever partition, on lines that repeat and reorder

@@ -73,6 +73,11 @@ func (r *Replica) serveSince(ctx context.Context, peer identity.ID, topic string
 		http.Error(w, "internal error", http.StatusInternalServerError)
 		return
 	}
+	if topic == wire.TopicMesh {
+		if err := r.meetIfAhead(ctx, peer, heads); err != nil {
+			r.Log.Warn("cannot compare heads", "peer", peer.Short(), "error", err)
+		}
+	}
 	page, _ := appendLines(nil, list)
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	_, _ = w.Write(page) // the node asks again
@@ -96,4 +101,34 @@ func (r *Replica) servePush(ctx context.Context, peer identity.ID, topic string,
 	case gap && topic == wire.TopicMesh:
 		r.Met(peer) // it has more than it sent
 	}
+}
+
+// meetIfAhead has a node pulled from whose heads show that it holds more. Heads
+// that were acted on before are not again: some of what it holds may be of no
+// use here.
+func (r *Replica) meetIfAhead(ctx context.Context, peer identity.ID, heads []wire.Head) error {
+	list, err := r.Ledger.Heads(ctx, wire.TopicMesh)
+	if err != nil {
+		return err
+	}
+	own := map[place]uint64{}
+	for _, h := range list {
+		own[place{h.Author, h.Segment}] = h.Seq + 1
+	}
+	var ahead wire.Hash // of all of them, in any order
+	for _, h := range heads {
+		if h.Seq >= own[place{h.Author, h.Segment}] {
+			for i, b := range h.Hash {
+				ahead[i] ^= b
+			}
+		}
+	}
+	r.mu.Lock()
+	before := r.ahead[peer]
+	r.ahead[peer] = ahead
+	r.mu.Unlock()
+	if ahead != before && ahead != (wire.Hash{}) {
+		r.Met(peer)
+	}
+	return nil
 }
