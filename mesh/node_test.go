@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -244,6 +245,36 @@ func TestRestart(t *testing.T) {
 		start := time.Now()
 		m.MustTalk(from, 1-from, within)
 		t.Logf("node %d restarted, node %d talks: %v", i%2, from, time.Since(start))
+	}
+}
+
+// A connection whose other end restarted without a word fails as soon as that
+// is known.
+func TestRestartEndsConnections(t *testing.T) {
+	m := meshtest.Shaped(t, 3)
+	var open []net.Conn
+	for _, to := range []int{1, 2} {
+		c, err := m.Nodes[0].Dial(timeout(t, within), m.Node(to), meshtest.EchoPort)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if err := meshtest.Exchange(c, []byte("before")); err != nil {
+			t.Fatal(err)
+		}
+		open = append(open, c)
+	}
+	m.Link(0, 1).Cut()
+	m.Stop(1)
+	m.Start(1)
+	m.Link(0, 1).Heal()
+	m.MustTalk(1, 0, within)
+	_ = open[0].SetReadDeadline(time.Now().Add(5 * time.Second))
+	if n, err := open[0].Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("%d bytes, %v, want an error of the connection", n, err)
+	}
+	if err := meshtest.Exchange(open[1], []byte("after")); err != nil {
+		t.Errorf("the connection with another node: %v", err)
 	}
 }
 

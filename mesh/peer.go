@@ -288,11 +288,16 @@ func (p *peer) responded(msg []byte) bool {
 	return p.handshakes.answered(msg)
 }
 
-// learn adds addresses to try; stored ones replace those stored before.
-func (p *peer) learn(from origin, addrs []netip.AddrPort) {
-	addrs = slices.Clone(addrs)
-	for i, a := range addrs {
-		addrs[i] = netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+// learn adds addresses to try; stored ones replace those stored before. Those
+// that lead to nobody, or back into the overlay, are left out.
+func (p *peer) learn(from origin, list []netip.AddrPort) {
+	overlay := netip.PrefixFrom(p.addr, identity.MeshID{}.Prefix().Bits()).Masked()
+	var addrs []netip.AddrPort
+	for _, a := range list {
+		ip := a.Addr().Unmap()
+		if ip.IsValid() && !ip.IsUnspecified() && !ip.IsMulticast() && !overlay.Contains(ip) && a.Port() != 0 {
+			addrs = append(addrs, netip.AddrPortFrom(ip, a.Port()))
+		}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -155,7 +155,8 @@ func (t *tunnel) removePeers(list []*peer) {
 }
 
 // renew makes WireGuard's peer anew, without the sessions and the last time
-// stamp, and opens a session.
+// stamp, and opens a session. What was connected with the peer before it
+// restarted fails at once, which silence would tell much later.
 func (t *tunnel) renew(p *peer) {
 	t.configure.Lock()
 	defer t.configure.Unlock()
@@ -163,6 +164,7 @@ func (t *tunnel) renew(p *peer) {
 		return
 	}
 	t.dev.RemovePeer(device.NoisePublicKey(p.key))
+	t.net.Abort(p.addr)
 	var conf strings.Builder
 	describe(&conf, p)
 	t.set(conf.String())

@@ -204,7 +204,7 @@ func cmdAwait(ts *testscript.TestScript, neg bool, args []string) {
 	pattern, err := regexp.Compile("(?m)" + args[0])
 	ts.Check(err)
 	var out []byte
-	for range 300 {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); {
 		out, err = scriptCommand(ts, args[1], args[2:]...).CombinedOutput()
 		if pattern.Match(out) {
 			return
@@ -212,7 +212,7 @@ func cmdAwait(ts *testscript.TestScript, neg bool, args []string) {
 		time.Sleep(100 * time.Millisecond)
 	}
 	logs := ts.Value(nodesKey{}).(*started).logs()
-	ts.Fatalf("no %q within 30 s (%v): %s%s", args[0], err, out, logs)
+	ts.Fatalf("no %q within a minute (%v): %s%s", args[0], err, out, logs)
 }
 
 // cmdJoin brings a new node into the mesh of another: join DOOR HOME NAME OWNER

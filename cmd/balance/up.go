@@ -25,6 +25,7 @@ import (
 	"github.com/balanceai/balance/mesh"
 	"github.com/balanceai/balance/mesh/identity"
 	"github.com/balanceai/balance/mesh/member"
+	"github.com/balanceai/balance/mesh/trust"
 	"github.com/balanceai/balance/mesh/wire"
 	"github.com/balanceai/balance/store"
 )
@@ -238,6 +239,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 			Found: func(id identity.ID, addrs []netip.AddrPort) { node.AddAddrs(id, addrs...) },
 		})
 		defer lan.Close()
+		who.each(func(*trust.State) { lan.Kick() }) // a new member may have called before it was known
 	}
 	for _, serve := range []func(context.Context, *errgroup.Group) error{api.serve, porch.open} {
 		if err := serve(ctx, group); err != nil {

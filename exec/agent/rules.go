@@ -14,7 +14,7 @@ import (
 // DefaultRules is what a new node starts with: everything to the machine's own
 // owner, nothing to others. A file that is missing means the same.
 const DefaultRules = `# What this machine gives to the mesh, and on which terms.
-# Read when the node starts.
+# The node reads this file again when it changes.
 
 offer: all            # all | nothing: a thin client, which runs nothing
 

@@ -218,6 +218,21 @@ func (n *Net) DialTCP(ctx context.Context, from netip.Addr, to netip.AddrPort) (
 	return gonet.NewTCPConn(&wq, ep), nil
 }
 
+// Abort makes every established connection with an address fail: whoever has
+// the address now knows nothing of them.
+func (n *Net) Abort(with netip.Addr) {
+	addr := tcpip.AddrFrom16(with.As16())
+	for _, e := range n.stack.RegisteredEndpoints() {
+		ep, ok := e.(*tcp.Endpoint)
+		if !ok || ep.EndpointState() == tcp.StateSynSent || ep.EndpointState() == tcp.StateListen {
+			continue
+		}
+		if remote, err := ep.GetRemoteAddress(); err == nil && remote.Addr == addr {
+			ep.Abort()
+		}
+	}
+}
+
 // ListenUDP opens a packet socket on one of the interface's addresses.
 func (n *Net) ListenUDP(at netip.AddrPort) (net.PacketConn, error) {
 	var wq waiter.Queue
