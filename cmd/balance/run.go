@@ -247,7 +247,7 @@ func (a *app) runCommand() *cobra.Command {
 			f := &follower{app: a, name: cmp.Or(spec.Agent, filepath.Base(spec.Command[0])), out: out, attached: true, stdin: spec.Stdin}
 			if quick.Rest.Run != "" {
 				f.run, f.last = quick.Rest.Run, quick.Rest.Last
-				return f.takeOver(cmd.Context(), quick.Rest.Interrupted.Load())
+				return f.takeOver(cmd.Context(), quick.Rest.Interrupted)
 			}
 			return f.submit(cmd.Context(), spec)
 		},
