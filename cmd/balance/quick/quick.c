@@ -24,6 +24,10 @@ enum { MAX_LINE = 4096, MAX_OUTPUT = 1 << 20 };
 
 static int conn = -1; // to the daemon
 
+#ifndef MSG_NOSIGNAL // macOS: a property of the socket
+#define MSG_NOSIGNAL 0
+#endif
+
 // reader is what has come from the daemon and was not taken yet.
 static struct {
 	char bytes[64 << 10];
@@ -132,6 +136,9 @@ static int dial(const char *home) {
 	conn = socket(AF_UNIX, SOCK_STREAM, 0);
 	if (conn < 0)
 		return 0;
+#ifdef SO_NOSIGPIPE
+	setsockopt(conn, SOL_SOCKET, SO_NOSIGPIPE, &(int){1}, sizeof(int));
+#endif
 	return connect(conn, (struct sockaddr *)&addr, sizeof addr) == 0;
 }
 
@@ -148,7 +155,8 @@ static int post(char **command) {
 	char *p = request + head;
 	for (char **word = command; *word; word++)
 		p = stpcpy(p, *word) + 1;
-	int ok = write_all(conn, request, (size_t)head + size - 1);
+	size_t all = (size_t)head + size - 1;
+	int ok = send(conn, request, all, MSG_NOSIGNAL) == (ssize_t)all;
 	free(request);
 	return ok;
 }
