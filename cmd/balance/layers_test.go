@@ -39,11 +39,12 @@ var layers = map[string][]string{
 	"exec/fleet":        {"exec/task", "exec/policy", "mesh/identity"},
 	"exec/place":        {"exec/task", "exec/fleet", "exec/policy", "mesh/identity"},
 	"exec/journal":      {"exec/task"},
+	"exec/spare":        {},
 	"exec/blob":         {"exec/task", "mesh/wire"},
 	"exec/agent":        {"exec/task", "exec/policy"},
-	"exec/run":          {"exec/task", "exec/policy", "exec/journal", "exec/blob", "mesh/identity", "mesh/wire"},
+	"exec/run":          {"exec/task", "exec/policy", "exec/journal", "exec/spare", "exec/blob", "mesh/identity", "mesh/wire"},
 	"exec/remote":       {"exec/task", "exec/blob", "mesh/identity", "mesh/wire"},
-	"exec/dispatch":     {"exec/task", "exec/fleet", "exec/place", "exec/policy", "exec/journal", "exec/blob", "mesh/identity", "mesh/wire"},
+	"exec/dispatch":     {"exec/task", "exec/fleet", "exec/place", "exec/policy", "exec/journal", "exec/spare", "exec/blob", "mesh/identity", "mesh/wire"},
 	"tui":               {"exec/task", "exec/fleet", "mesh/identity"},
 }
 

@@ -48,7 +48,7 @@ func FuzzQuickAnswer(f *testing.F) {
 	} {
 		f.Add([]byte(answer))
 	}
-	dir, err := os.MkdirTemp("", "bal") //nolint:usetesting // a socket needs a short path
+	dir, err := os.MkdirTemp("", "bal") // a socket needs a short path
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -28,7 +28,8 @@ func (l *localAPI) quick(w http.ResponseWriter, r *http.Request) error {
 	w.Header().Set(quick.RunHeader, id)
 	out := http.NewResponseController(w)
 	err = l.submitted.Events(r.Context(), id, 0, true, func(e *task.Event) error {
-		if err := writeFrame(w, e); err != nil {
+		kind, err := writeFrame(w, e)
+		if err != nil || kind == quick.Skip && e.Seq > 1 { // the first one carries the run's id
 			return err
 		}
 		return out.Flush()
@@ -41,8 +42,9 @@ func (l *localAPI) quick(w http.ResponseWriter, r *http.Request) error {
 }
 
 // writeFrame writes what an event means to a script.
-func writeFrame(w io.Writer, e *task.Event) error {
-	kind, n, out := quick.Other, 0, []byte(nil)
+func writeFrame(w io.Writer, e *task.Event) (kind string, err error) {
+	kind = quick.Other
+	n, out := 0, []byte(nil)
 	switch e.Type {
 	case task.EventPlaced, task.EventStarted:
 		kind = quick.Skip
@@ -58,6 +60,6 @@ func writeFrame(w io.Writer, e *task.Event) error {
 			kind, n = quick.Exit, *e.ExitCode
 		}
 	}
-	_, err := w.Write(append(fmt.Appendf(nil, "%s %d %d\n", kind, e.Seq, n), out...))
-	return err
+	_, err = w.Write(append(fmt.Appendf(nil, "%s %d %d\n", kind, e.Seq, n), out...))
+	return kind, err
 }

@@ -36,6 +36,7 @@ import (
 	"github.com/balanceai/balance/exec/blob"
 	"github.com/balanceai/balance/exec/fleet"
 	"github.com/balanceai/balance/exec/place"
+	"github.com/balanceai/balance/exec/spare"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/identity"
 	"github.com/balanceai/balance/mesh/wire"
@@ -104,6 +105,7 @@ type times struct {
 type Dispatcher struct {
 	cfg   Config
 	times times
+	spare *spare.Pool // of journals
 
 	mu      sync.Mutex
 	runs    map[string]*run // those with a driver
@@ -132,12 +134,19 @@ func New(cfg Config) (*Dispatcher, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	journals, err := spare.New(cfg.Dir, makeJournal)
+	if err != nil {
+		return nil, fmt.Errorf("dispatcher: %w", err)
+	}
 	return &Dispatcher{
 		cfg:   cfg,
+		spare: journals,
 		times: times{connect: 2 * time.Second, retryMin: 100 * time.Millisecond, retryMax: 5 * time.Second, lost: time.Minute},
 		runs:  map[string]*run{},
 	}, nil
 }
+
+func makeJournal(path string) error { return os.WriteFile(path, nil, 0o600) }
 
 // Close stops following runs, which go on where they are, and waits until it
 // has.
@@ -159,7 +168,11 @@ func (d *Dispatcher) Submit(ctx context.Context, spec task.Spec) (string, error)
 	if err := d.check(&spec); err != nil {
 		return "", err
 	}
-	r, err := d.newRun(task.NewID(), spec)
+	id := task.NewID()
+	if err := d.spare.Take(d.path(id)); err != nil {
+		return "", fmt.Errorf("submit: %w", err)
+	}
+	r, err := d.newRun(id, spec)
 	if err != nil {
 		return "", fmt.Errorf("submit: %w", err)
 	}
@@ -235,6 +248,7 @@ func (d *Dispatcher) drive(r *run) {
 	d.drivers.Go(func() {
 		r.drive(ctx)
 		stop()
+		d.spare.Add()
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		delete(d.runs, r.id)

@@ -105,7 +105,7 @@ func (r *Runner) take(ctx context.Context, o *task.Order, w wish) (*live, error)
 	go func() {
 		defer r.wg.Done()
 		x.run(life)
-		r.spares.add()
+		r.spares.Add()
 	}()
 	return x, nil
 }

@@ -1,11 +1,8 @@
 package run
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
-	"sync/atomic"
 
 	"github.com/balanceai/balance/exec/journal"
 )
@@ -16,13 +13,6 @@ import (
 //	exit    how its program ended, where that is known before the ledger has it
 //	work    where the program works
 //	tmp     its TMPDIR
-//
-// To make one takes a disk longer than all else that comes before the start of
-// a program, so some are made ahead, under names that begin with sparePrefix.
-const (
-	sparePrefix = "spare-"
-	maxSpares   = 8
-)
 
 func (x *live) work() string     { return filepath.Join(x.dir, "work") }
 func (x *live) temp() string     { return filepath.Join(x.dir, "tmp") }
@@ -41,66 +31,13 @@ func makeFolder(dir string) error {
 	return os.WriteFile(filepath.Join(dir, "events"), nil, 0o600)
 }
 
-// spares are folders for runs to come.
-type spares struct {
-	dir   string
-	last  atomic.Int64 // number of the newest
-	ready chan string
-}
-
-func newSpares(dir string) *spares { return &spares{dir: dir, ready: make(chan string, maxSpares)} }
-
-// clear removes those of an earlier life.
-func (s *spares) clear() error {
-	folders, err := os.ReadDir(s.dir)
-	if err != nil {
-		return err
-	}
-	for _, f := range folders {
-		if strings.HasPrefix(f.Name(), sparePrefix) {
-			if err := os.RemoveAll(filepath.Join(s.dir, f.Name())); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// add makes one, unless there are enough. Where that fails, the next run finds
-// out why.
-func (s *spares) add() {
-	if len(s.ready) == maxSpares {
-		return
-	}
-	dir := filepath.Join(s.dir, fmt.Sprint(sparePrefix, s.last.Add(1)))
-	if err := makeFolder(dir); err != nil {
-		os.RemoveAll(dir)
-		return
-	}
-	select {
-	case s.ready <- dir:
-	default:
-		os.RemoveAll(dir)
-	}
-}
-
-// take makes a folder of one, if there is any.
-func (s *spares) take(dir string) error {
-	select {
-	case spare := <-s.ready:
-		return os.Rename(spare, dir)
-	default:
-		return makeFolder(dir)
-	}
-}
-
 // prepare makes the folder of a run and what is open during its life. The
 // ledger knows nothing of the run, so what is there is left over.
 func (x *live) prepare() error {
 	if err := os.RemoveAll(x.dir); err != nil {
 		return err
 	}
-	if err := x.r.spares.take(x.dir); err != nil {
+	if err := x.r.spares.Take(x.dir); err != nil {
 		return err
 	}
 	if x.spec.Stdin {

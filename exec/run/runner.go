@@ -33,6 +33,7 @@ import (
 
 	"github.com/balanceai/balance/exec/blob"
 	"github.com/balanceai/balance/exec/journal"
+	"github.com/balanceai/balance/exec/spare"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/identity"
 	"github.com/balanceai/balance/mesh/wire"
@@ -101,7 +102,7 @@ type Use struct {
 type Runner struct {
 	cfg     Config
 	control control // of processes, as this system has it
-	spares  *spares
+	spares  *spare.Pool
 
 	closing chan struct{}  // closed by Close
 	wg      sync.WaitGroup // of the goroutines of runs
@@ -131,11 +132,13 @@ func Open(ctx context.Context, cfg Config) (*Runner, error) {
 	}
 	cfg.Dir = dir
 	r := &Runner{cfg: cfg, closing: make(chan struct{}), runs: map[string]*live{}}
-	r.control, r.spares = newControl(cfg.Self.Short(), cfg.Name), newSpares(dir)
-	if err := errors.Join(r.spares.clear(), r.recover(ctx)); err != nil {
+	r.control = newControl(cfg.Self.Short(), cfg.Name)
+	if err = r.recover(ctx); err == nil {
+		r.spares, err = spare.New(dir, makeFolder)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("open runs: %w", err)
 	}
-	r.spares.add()
 	return r, nil
 }
 
