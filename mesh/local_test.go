@@ -67,3 +67,19 @@ func TestInnerInterfaces(t *testing.T) {
 		}
 	}
 }
+
+func TestUsable(t *testing.T) {
+	var given []netip.AddrPort
+	for _, a := range []string{
+		"192.168.1.5:9", "[::ffff:10.0.0.1]:9", "[2001:db8::5]:9", "127.0.0.1:9", // good
+		"192.168.1.5:0", "0.0.0.0:9", "[::]:9", "224.0.0.251:9", "[ff02::fb]:9",
+		"[fd12:3456:789a::7]:9", "[fd12:3456:789a:2::1]:9", // of the overlay
+	} {
+		given = append(given, netip.MustParseAddrPort(a))
+	}
+	given = append(given, netip.AddrPort{})
+	want := []netip.AddrPort{given[0], netip.MustParseAddrPort("10.0.0.1:9"), given[2], given[3]}
+	if got := usable(given, netip.MustParseAddr("fd12:3456:789a::1")); !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}

@@ -288,17 +288,22 @@ func (p *peer) responded(msg []byte) bool {
 	return p.handshakes.answered(msg)
 }
 
-// learn adds addresses to try; stored ones replace those stored before. Those
-// that lead to nobody, or back into the overlay, are left out.
-func (p *peer) learn(from origin, list []netip.AddrPort) {
-	overlay := netip.PrefixFrom(p.addr, identity.MeshID{}.Prefix().Bits()).Masked()
-	var addrs []netip.AddrPort
+// usable returns the addresses that can lead somewhere other than back into the
+// overlay of which one address is given.
+func usable(list []netip.AddrPort, inside netip.Addr) (out []netip.AddrPort) {
+	overlay := netip.PrefixFrom(inside, identity.MeshID{}.Prefix().Bits()).Masked()
 	for _, a := range list {
 		ip := a.Addr().Unmap()
 		if ip.IsValid() && !ip.IsUnspecified() && !ip.IsMulticast() && !overlay.Contains(ip) && a.Port() != 0 {
-			addrs = append(addrs, netip.AddrPortFrom(ip, a.Port()))
+			out = append(out, netip.AddrPortFrom(ip, a.Port()))
 		}
 	}
+	return out
+}
+
+// learn adds addresses to try; stored ones replace those stored before.
+func (p *peer) learn(from origin, addrs []netip.AddrPort) {
+	addrs = usable(addrs, p.addr)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
