@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/balanceai/balance/exec/fleet"
+	"github.com/balanceai/balance/exec/task"
 )
 
 // Parts of the text about one machine: the pane beside the fleet and the page
@@ -134,7 +135,7 @@ func terms(n *fleet.Node) []string {
 		}
 		s := fmt.Sprintf("%s may use %s, %v of memory and %s", who, cores(g.CPU), g.Memory, gpus)
 		if g.Time > 0 {
-			s += ", for " + limitWords(g.Time) + " a run"
+			s += ", for " + task.FormatDuration(g.Time) + " a run"
 		}
 		if g.From != g.To {
 			s += fmt.Sprintf(", from %02d:%02d to %02d:%02d", g.From/60, g.From%60, g.To/60, g.To%60)

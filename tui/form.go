@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/balanceai/balance/exec/task"
 )
@@ -205,7 +204,7 @@ func (d Draft) line() string {
 		flag("label", l)
 	}
 	if d.Time > 0 {
-		flag("time-limit", limitWords(d.Time))
+		flag("time-limit", task.FormatDuration(d.Time))
 	}
 	switch {
 	case d.Agent != "":
@@ -232,16 +231,4 @@ func flagBytes(b task.Bytes) string {
 		}
 	}
 	return strconv.FormatUint(uint64(b), 10)
-}
-
-// limitWords writes a length of time without its empty units.
-func limitWords(d time.Duration) string {
-	s := d.String()
-	if strings.HasSuffix(s, "m0s") {
-		s = strings.TrimSuffix(s, "0s")
-	}
-	if strings.HasSuffix(s, "h0m") {
-		s = strings.TrimSuffix(s, "0m")
-	}
-	return s
 }

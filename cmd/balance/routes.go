@@ -296,13 +296,20 @@ func (l *localAPI) invite(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-func (l *localAPI) plan(w http.ResponseWriter, r *http.Request) error {
-	var spec task.Spec
+func readSpec(r *http.Request) (spec task.Spec, err error) {
 	if err := readJSON(r, &spec); err != nil {
-		return err
+		return spec, err
 	}
 	if err := spec.Check(); err != nil {
-		return fail("usage", "", "%v", err)
+		return spec, fail("usage", "", "%v", err)
+	}
+	return spec, nil
+}
+
+func (l *localAPI) plan(w http.ResponseWriter, r *http.Request) error {
+	spec, err := readSpec(r)
+	if err != nil {
+		return err
 	}
 	ranking, err := l.submitted.Plan(r.Context(), spec)
 	if err != nil {
@@ -313,12 +320,9 @@ func (l *localAPI) plan(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (l *localAPI) submit(w http.ResponseWriter, r *http.Request) error {
-	var spec task.Spec
-	if err := readJSON(r, &spec); err != nil {
+	spec, err := readSpec(r)
+	if err != nil {
 		return err
-	}
-	if err := spec.Check(); err != nil {
-		return fail("usage", "", "%v", err)
 	}
 	id, err := l.submitted.Submit(r.Context(), spec)
 	if err != nil {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 	"sync"
 	"time"
 
@@ -147,7 +146,7 @@ func (x *live) bring(ctx context.Context) (came task.Bytes, err error) {
 func (x *live) fetch(ctx context.Context, in *task.Input) (task.Bytes, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	patience := time.AfterFunc(stall, func() { cancel(fmt.Errorf("nothing has come from the submitter for %s", period(stall))) })
+	patience := time.AfterFunc(stall, func() { cancel(fmt.Errorf("nothing has come from the submitter for %s", task.FormatDuration(stall))) })
 	defer patience.Stop()
 	source := func(ctx context.Context, h wire.Hash, offset int64) (io.ReadCloser, error) {
 		r, err := x.r.cfg.Fetch(ctx, x.from, h, offset)
@@ -172,18 +171,6 @@ func (w *watched) Read(p []byte) (int, error) {
 		w.timer.Reset(stall)
 	}
 	return n, err
-}
-
-// period writes a length of time as people do: 1m, not 1m0s.
-func period(d time.Duration) string {
-	s := d.String()
-	if strings.HasSuffix(s, "m0s") {
-		s = strings.TrimSuffix(s, "0s")
-	}
-	if strings.HasSuffix(s, "h0m") {
-		s = strings.TrimSuffix(s, "0m")
-	}
-	return s
 }
 
 // tell keeps entries of this node for the next event.

@@ -53,7 +53,7 @@ func (x *live) process(ctx context.Context, fin *task.Finished) error {
 		return fmt.Errorf("cannot start %s: %w", x.spec.Command[0], cause(err))
 	}
 	if limit := x.timeLimit(); limit > 0 {
-		why := &end{task.Failed, "time limit " + period(limit) + " reached", exitTimeLimit}
+		why := &end{task.Failed, "time limit " + task.FormatDuration(limit) + " reached", exitTimeLimit}
 		defer time.AfterFunc(limit, func() { x.stop(why, false) }).Stop()
 	}
 	x.event(&task.Event{Type: task.EventStarted, State: task.Running})

@@ -131,14 +131,6 @@ func TestEnds(t *testing.T) {
 	}
 }
 
-func TestPeriod(t *testing.T) {
-	for d, want := range map[time.Duration]string{time.Minute: "1m", time.Hour: "1h", 90 * time.Second: "1m30s", 25 * time.Hour: "25h", time.Hour + time.Second: "1h0m1s", 10 * time.Minute: "10m", 500 * time.Millisecond: "500ms", 30 * time.Second: "30s"} {
-		if got := period(d); got != want {
-			t.Errorf("%d is %s, want %s", d, got, want)
-		}
-	}
-}
-
 func TestCancel(t *testing.T) {
 	l := newLab(t)
 	if err := l.Cancel(t.Context(), task.NewID(), true); !errors.Is(err, task.ErrNoRun) {

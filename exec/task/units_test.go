@@ -104,3 +104,14 @@ func FuzzUnits(f *testing.F) {
 		}
 	})
 }
+
+func TestFormatDuration(t *testing.T) {
+	for d, want := range map[time.Duration]string{time.Minute: "1m", time.Hour: "1h", 90 * time.Second: "1m30s", 25 * time.Hour: "25h", time.Hour + time.Second: "1h0m1s", 10 * time.Minute: "10m", 500 * time.Millisecond: "500ms", 30 * time.Second: "30s"} {
+		if got := FormatDuration(d); got != want {
+			t.Errorf("%d is %s, want %s", d, got, want)
+		}
+		if back, err := ParseDuration(want); err != nil || back != d {
+			t.Errorf("%s is read as %v, %v", want, back, err)
+		}
+	}
+}
