@@ -358,7 +358,7 @@ func (l *lab) throughput(d time.Duration, workers int, one func() error) (float6
 // idle measures the server while nothing happens. Only Linux tells.
 func (l *lab) idle(d time.Duration) (mib, percent float64, err error) {
 	pid := l.daemons[1].Process.Pid
-	time.Sleep(5 * time.Second) // what starting has left behind settles
+	time.Sleep(10 * time.Second) // what starting has left behind settles
 	before, err := cpuTime(pid)
 	if err != nil {
 		return 0, 0, err
