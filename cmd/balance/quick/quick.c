@@ -134,7 +134,7 @@ static int dial(const char *home) {
 	if (!find_socket(home, addr.sun_path, sizeof addr.sun_path))
 		return 0;
 	conn = socket(AF_UNIX, SOCK_STREAM, 0);
-	if (conn < 0)
+	if (conn <= STDERR_FILENO) // none, or in the place of an output that is closed
 		return 0;
 #ifdef SO_NOSIGPIPE
 	setsockopt(conn, SOL_SOCKET, SO_NOSIGPIPE, &(int){1}, sizeof(int));
