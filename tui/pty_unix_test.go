@@ -115,8 +115,10 @@ func startChild(t testing.TB, mode string, w, h uint16) *child {
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), "BALANCE_TUI_CHILD="+mode, "TERM=xterm-256color", "LC_ALL=C.UTF-8")
 	tty, err := pty.StartWithSize(cmd, &pty.Winsize{Cols: w, Rows: h})
-	if err != nil {
-		t.Skipf("no pseudo-terminal: %v", err)
+	if err != nil && os.Getenv("BALANCE_REQUIRE") == "1" {
+		t.Fatalf("this test needs a pseudo-terminal: %v", err)
+	} else if err != nil {
+		t.Skipf("this test needs a pseudo-terminal: %v", err)
 	}
 	ch := &child{t: t, cmd: cmd, tty: tty, done: make(chan error, 1)}
 	go func() { ch.done <- cmd.Wait() }()

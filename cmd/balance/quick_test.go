@@ -35,6 +35,32 @@ func TestQuickStartsBeforeTheRest(t *testing.T) {
 	}
 }
 
+// A node that hangs up before it has said that it took the run may have taken it:
+// it is not asked twice.
+func TestQuickSubmitsOnce(t *testing.T) {
+	dir := shortDir(t)
+	l, err := net.Listen("unix", home(dir).path(socketFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := make(chan int)
+	go func() {
+		n := 0
+		for c, err := l.Accept(); err == nil; c, err = l.Accept() {
+			_, _ = c.Read(make([]byte, 4096))
+			_, _ = io.WriteString(c, "HTTP/1.0 200 OK\r\n")
+			c.Close()
+			n++
+		}
+		asked <- n
+	}()
+	out, err := exec.Command("balance", "--home", dir, "run", "-n", "--", "true").CombinedOutput()
+	l.Close()
+	if n := <-asked; n != 1 || err == nil || !strings.Contains(string(out), "balance ps") {
+		t.Errorf("asked %d times, %v: %s", n, err, out)
+	}
+}
+
 // FuzzQuickAnswer gives package quick what a daemon would never answer. What it
 // makes nothing of goes to main, which then finds no daemon.
 func FuzzQuickAnswer(f *testing.F) {

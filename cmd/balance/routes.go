@@ -62,11 +62,11 @@ func (l *localAPI) routes() http.Handler {
 		"POST /v1/runs":              l.submit,
 		"POST " + quick.Path:         l.quick,
 		"GET /v1/runs":               l.runs,
-		"GET /v1/runs/{run}":         l.inspect,
-		"GET /v1/runs/{run}/events":  l.events,
-		"POST /v1/runs/{run}/stdin":  l.stdin,
-		"POST /v1/runs/{run}/cancel": l.cancel,
-		"GET /v1/runs/{run}/why":     l.why,
+		"GET /v1/runs/{run}":         l.ofRun(l.inspect),
+		"GET /v1/runs/{run}/events":  l.ofRun(l.events),
+		"POST /v1/runs/{run}/stdin":  l.ofRun(l.stdin),
+		"POST /v1/runs/{run}/cancel": l.ofRun(l.cancel),
+		"GET /v1/runs/{run}/why":     l.ofRun(l.why),
 		"GET /v1/ledger":             l.ledger,
 		"GET /v1/ledger/verify":      l.verify,
 	} {
@@ -372,20 +372,18 @@ func (l *localAPI) runs(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// find resolves what a person calls a run.
-func (l *localAPI) find(r *http.Request) (string, error) {
-	id, err := l.db.FindRun(r.Context(), r.PathValue("run"))
-	if err != nil {
-		return "", hint(err, "see the runs with: balance ps")
+// ofRun resolves what a person calls a run, for what is about one.
+func (l *localAPI) ofRun(handle func(w http.ResponseWriter, r *http.Request, id string) error) func(http.ResponseWriter, *http.Request) error {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		id, err := l.db.FindRun(r.Context(), r.PathValue("run"))
+		if err != nil {
+			return hint(err, "see the runs with: balance ps")
+		}
+		return handle(w, r, id)
 	}
-	return id, nil
 }
 
-func (l *localAPI) inspect(w http.ResponseWriter, r *http.Request) error {
-	id, err := l.find(r)
-	if err != nil {
-		return err
-	}
+func (l *localAPI) inspect(w http.ResponseWriter, r *http.Request, id string) error {
 	status, err := l.db.Run(r.Context(), id)
 	if err != nil {
 		return err
@@ -402,11 +400,7 @@ func (l *localAPI) inspect(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-func (l *localAPI) events(w http.ResponseWriter, r *http.Request) error {
-	id, err := l.find(r)
-	if err != nil {
-		return err
-	}
+func (l *localAPI) events(w http.ResponseWriter, r *http.Request, id string) error {
 	after, err := strconv.ParseUint(r.FormValue("after"), 10, 64)
 	if err != nil && r.FormValue("after") != "" {
 		return fail("usage", "", "after: %v", err)
@@ -429,11 +423,7 @@ func (l *localAPI) own(ctx context.Context, run string) error {
 	return nil
 }
 
-func (l *localAPI) stdin(w http.ResponseWriter, r *http.Request) error {
-	id, err := l.find(r)
-	if err != nil {
-		return err
-	}
+func (l *localAPI) stdin(w http.ResponseWriter, r *http.Request, id string) error {
 	if err := l.submitted.Stdin(r.Context(), id, r.Body); err != nil {
 		return err
 	}
@@ -441,11 +431,7 @@ func (l *localAPI) stdin(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-func (l *localAPI) cancel(w http.ResponseWriter, r *http.Request) error {
-	id, err := l.find(r)
-	if err != nil {
-		return err
-	}
+func (l *localAPI) cancel(w http.ResponseWriter, r *http.Request, id string) error {
 	status, err := l.db.Run(r.Context(), id)
 	if err != nil {
 		return err
@@ -464,11 +450,7 @@ func (l *localAPI) cancel(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-func (l *localAPI) why(w http.ResponseWriter, r *http.Request) error {
-	id, err := l.find(r)
-	if err != nil {
-		return err
-	}
+func (l *localAPI) why(w http.ResponseWriter, r *http.Request, id string) error {
 	tries, err := l.submitted.Why(r.Context(), id)
 	if err != nil {
 		return err

@@ -244,6 +244,9 @@ func (a *app) runCommand() *cobra.Command {
 				}
 				return a.print.answer(r, func(w io.Writer) error { _, err := fmt.Fprintln(w, r.Run); return err })
 			}
+			if quick.Rest.Unsure {
+				return fail("failure", "see whether it did with: balance ps", "the node hung up, or was left alone, before it said that it has taken the run")
+			}
 			f := &follower{app: a, name: cmp.Or(spec.Agent, filepath.Base(spec.Command[0])), out: out, attached: true, stdin: spec.Stdin}
 			if quick.Rest.Run != "" {
 				f.run, f.last = quick.Rest.Run, quick.Rest.Last

@@ -2,10 +2,10 @@
 //
 // Two nodes compare the heads of their chains of a topic, and one sends the
 // other what it lacks (anti-entropy). A [Replica] is both ends of that: it
-// answers other nodes, and it asks them. It pushes what is new here
-// to the members that are up, at once; it pulls from a member that came up; and
-// now and then it pulls from a member chosen at random. Whatever is lost on the
-// way, nodes that can reach each other agree soon, because what counts is what
+// answers other nodes, and it asks them. It pushes what is new here to the
+// members that are up, at once; it pulls from a member that came up, and from
+// one that asks with heads that show that it holds more; and now and then it
+// pulls from a member chosen at random. Whatever is lost on the way, nodes that can reach each other agree soon, because what counts is what
 // they hold and not what was sent.
 //
 // Nothing that another node sends is believed: the ledger takes only entries

@@ -161,13 +161,14 @@ static int post(char **command) {
 	return ok;
 }
 
-// read_head reads the head of the answer, and from it the run's id.
+// read_head reads the head of the answer, and from it the run's id. It reports
+// whether the head came to its end.
 static int read_head(void) {
 	static const char name[] = "Balance-Run: ";
 	char line[MAX_LINE];
 	while (read_line(line)) {
 		if (!*line)
-			return *quick_rest.run != 0;
+			return 1;
 		if (!strncmp(line, name, sizeof name - 1) && strlen(line) - (sizeof name - 1) < sizeof quick_rest.run)
 			strcpy(quick_rest.run, line + sizeof name - 1);
 	}
@@ -239,8 +240,12 @@ __attribute__((constructor)) static void quick(int argc, char **argv, char **env
 	action.sa_handler = on_interrupt;
 	if (dial(home)) {
 		sigaction(SIGINT, &action, &before);
-		if (post(arg) && read_head())
-			follow();
+		if (post(arg)) {
+			if (!read_head())
+				quick_rest.unsure = 1;
+			else if (*quick_rest.run)
+				follow();
+		}
 		sigaction(SIGINT, &before, NULL);
 		quick_rest.interrupted = interrupted;
 	}

@@ -44,12 +44,13 @@ const (
 // Socket is the name of the local API's socket in the home.
 const Socket = "balance.sock"
 
-// Rest is what is left to do of a run that was submitted here: nothing where
-// Run is empty.
+// Rest is what is left to do of a run that was submitted here: all of it where
+// Run is empty, unless it is unsure.
 var Rest struct {
 	Run         string
 	Last        uint64 // number of the last event that was shown
 	Interrupted bool   // the user wants it to stop
+	Unsure      bool   // it may have been submitted, and must not be twice
 }
 
 // Home finds the home folder: the flag, else BALANCE_HOME, else the state folder
