@@ -206,8 +206,15 @@ func (m *machine) emit(run string, e task.Event, drafts ...task.Draft) {
 	})
 }
 
+// attempt returns which attempt a run is here.
+func (m *machine) attempt(run string) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.runs[run].attempt
+}
+
 func (m *machine) start(run string) {
-	attempt := m.runs[run].attempt
+	attempt := m.attempt(run)
 	m.emit(run, task.Event{Type: task.EventStarted})
 	m.emit(run, task.Event{Type: task.EventRecord},
 		task.Draft{Kind: task.KindAccepted, Record: task.Accepted{Attempt: attempt}},
@@ -219,7 +226,7 @@ func (m *machine) output(run, text string) {
 }
 
 func (m *machine) finish(run string, end task.Finished) {
-	end.Attempt = m.runs[run].attempt
+	end.Attempt = m.attempt(run)
 	m.emit(run, task.Event{Type: task.EventFinished}, task.Draft{Kind: task.KindFinished, Record: end})
 }
 
