@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -40,19 +41,35 @@ const (
 type bind struct {
 	v4, v6 *socket // nil where the host has none
 	epoch  time.Time
-	kind   func(netip.Addr) Kind
-	news   func(*peer) // the path changed or the peer restarted; must not block
+	cfg    bindConfig
 
 	opened atomic.Bool // WireGuard reads
 	closed atomic.Bool
+	moves  atomic.Uint32 // how often the network changed
 
 	mu      sync.RWMutex
 	byKey   map[identity.WGPublic]*peer
 	byTag   map[wire.ProbeTag]*peer
-	sources map[netip.AddrPort]*source
+	byName  map[wire.FrameName]*peer // members
+	sources map[sourceKey]*source
 }
 
-// source is an address that a peer may send from.
+// bindConfig is what a bind needs of its owner. Nothing in it may block.
+type bindConfig struct {
+	kind  func(netip.Addr) Kind
+	news  func(*peer)                           // the path changed or the peer restarted
+	addrs func() []netip.AddrPort               // at which this node may be reached
+	saw   func(by *peer, at, us netip.AddrPort) // a peer at an address saw our datagrams come from us
+	relay func(from, to *peer, n int) bool      // may n bytes be passed on
+}
+
+// sourceKey is a UDP address, or a relay and the peer behind it.
+type sourceKey struct {
+	addr    netip.AddrPort
+	via, of *peer
+}
+
+// source is where a peer may send from.
 type source struct {
 	peer     *peer
 	proved   bool          // it answered a ping of ours
@@ -60,14 +77,14 @@ type source struct {
 	instance atomic.Uint64 // that the last probe named
 }
 
-func newBind(at netip.AddrPort, kind func(netip.Addr) Kind, news func(*peer)) (*bind, error) {
+func newBind(at netip.AddrPort, cfg bindConfig) (*bind, error) {
 	b := &bind{
 		epoch:   time.Now().Add(-time.Hour), // so that the zero instant is long ago
-		kind:    kind,
-		news:    news,
+		cfg:     cfg,
 		byKey:   map[identity.WGPublic]*peer{},
 		byTag:   map[wire.ProbeTag]*peer{},
-		sources: map[netip.AddrPort]*source{},
+		byName:  map[wire.FrameName]*peer{},
+		sources: map[sourceKey]*source{},
 	}
 	var err error
 	b.v4, b.v6, err = openSockets(at)
@@ -82,6 +99,23 @@ func random() uint64 {
 
 func (b *bind) now() instant { return instant(time.Since(b.epoch)) }
 
+// news, addrs and saw tell and ask the bind's owner.
+func (b *bind) news(p *peer)            { b.cfg.news(p) }
+func (b *bind) addrs() []netip.AddrPort { return b.cfg.addrs() }
+
+func (b *bind) saw(by *peer, at, us netip.AddrPort) { b.cfg.saw(by, at, us) }
+
+// place names the network that the node is in, as far as it knows.
+func (b *bind) place() uint16 { return uint16(b.moves.Load()) }
+
+// kindOf tells how a path by h runs.
+func (b *bind) kindOf(h hop) Kind {
+	if h.via != nil {
+		return Relayed
+	}
+	return b.cfg.kind(h.addr.Addr())
+}
+
 func (b *bind) port() uint16 {
 	if b.v4 != nil {
 		return b.v4.port()
@@ -95,19 +129,41 @@ func (b *bind) add(p *peer) {
 	defer b.mu.Unlock()
 	b.byKey[p.key] = p
 	b.byTag[p.receive.Tag] = p
+	if !p.id.IsZero() {
+		b.byName[p.name] = p
+	}
 }
 
-// remove forgets a peer: from now on it is a stranger.
+// peers returns all peers.
+func (b *bind) peers() []*peer {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return slices.Collect(maps.Values(b.byKey))
+}
+
+// remove forgets a peer: from now on it is a stranger, and relays nothing.
 func (b *bind) remove(p *peer) {
 	b.mu.Lock()
 	delete(b.byKey, p.key)
 	delete(b.byTag, p.receive.Tag)
-	for _, addr := range p.sources {
-		delete(b.sources, addr)
+	if b.byName[p.name] == p {
+		delete(b.byName, p.name)
+	}
+	for _, key := range p.sources {
+		delete(b.sources, key)
 	}
 	p.sources = nil
+	others := slices.Collect(maps.Values(b.byKey))
+	for key := range b.sources {
+		if key.via == p {
+			b.dropSource(key)
+		}
+	}
 	b.mu.Unlock()
 	p.close()
+	for _, other := range others {
+		other.drop(p)
+	}
 }
 
 // Open returns the functions by which WireGuard reads. The port was chosen
@@ -176,26 +232,54 @@ func (b *bind) Send(bufs [][]byte, to conn.Endpoint) error {
 	now := b.now()
 	p.sent.Store(int64(now))
 	if r := p.route.Load(); r != nil && now < r.until && bufs[0][0] == transport {
-		return b.write(bufs, r.addr)
+		return b.pass(now, p, bufs, r.hop)
 	}
 	p.send(now, bufs)
 	return nil
 }
 
-func (b *bind) write(bufs [][]byte, to netip.AddrPort) error {
-	s := b.v6
-	if to.Addr().Is4() {
-		s = b.v4
+// pass sends datagrams for a peer one way or another.
+func (b *bind) pass(now instant, p *peer, bufs [][]byte, h hop) error {
+	if h.via == nil {
+		return b.write(nil, bufs, h.addr)
 	}
+	h.via.wake(now)
+	leg := h.via.leg.Load()
+	if leg == nil {
+		return fmt.Errorf("send by %s: no path to the relay", h.via.id.Short())
+	}
+	var head [wire.FrameHeader]byte
+	h.via.out.SealFrame(head[:], wire.ToRelay, p.name)
+	return b.write(head[:], bufs, *leg)
+}
+
+// write sends datagrams to an address, each with head in front.
+func (b *bind) write(head []byte, bufs [][]byte, to netip.AddrPort) error {
+	s := b.socket(to)
 	if s == nil {
 		return fmt.Errorf("send to %s: no socket of its family", to)
 	}
-	return s.send(bufs, to)
+	return s.send(head, bufs, to)
+}
+
+func (b *bind) socket(to netip.AddrPort) *socket {
+	if to.Addr().Is4() {
+		return b.v4
+	}
+	return b.v6
+}
+
+// open sends a datagram that goes as far as this node's own NAT.
+func (b *bind) open(msg []byte, to netip.AddrPort) {
+	if s := b.socket(to); s != nil {
+		s.sendNear(msg, to)
+	}
 }
 
 // receiver returns a function that reads one socket and keeps what is not
 // WireGuard's.
 func (b *bind) receiver(s *socket) conn.ReceiveFunc {
+	var onward onward
 	msgs := make([]ipv6.Message, batch)
 	for i := range msgs {
 		msgs[i].Buffers = make([][]byte, 1)
@@ -214,28 +298,65 @@ func (b *bind) receiver(s *socket) conn.ReceiveFunc {
 		}
 		now := b.now()
 		for i := range n {
-			sizes[i] = 0
 			from := msgs[i].Addr.(*net.UDPAddr).AddrPort()
 			from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
-			if p := b.arrived(now, bufs[i][:msgs[i].N], from); p != nil {
-				sizes[i], endpoints[i] = msgs[i].N, p
-			}
+			sizes[i], endpoints[i] = b.take(now, bufs[i][:msgs[i].N], from, &onward)
 		}
+		onward.flush(b)
 		return n, nil
 	}
 }
 
-// arrived looks at a datagram. It returns the peer whose message it is, or nil
-// where WireGuard is not to see it.
-func (b *bind) arrived(now instant, msg []byte, from netip.AddrPort) *peer {
+// take looks at a datagram. Where it holds a message for WireGuard, it moves
+// that to the front of buf and returns its size and the peer. What is to be
+// relayed goes to onward.
+func (b *bind) take(now instant, buf []byte, from netip.AddrPort, onward *onward) (int, *peer) {
+	if !wire.IsFrame(buf) {
+		if p := b.arrived(now, buf, sourceKey{addr: from}); p != nil {
+			return len(buf), p
+		}
+		return 0, nil
+	}
+	neighbour := b.source(now, sourceKey{addr: from})
+	if neighbour == nil {
+		return 0, nil
+	}
+	direction, name := neighbour.peer.receive.OpenFrame(buf)
+	b.mu.RLock()
+	other := b.byName[name]
+	b.mu.RUnlock()
+	switch {
+	case other == nil:
+	case direction == wire.ToRelay && neighbour.proved:
+		onward.add(b, now, neighbour.peer, other, buf)
+	case direction == wire.FromRelay:
+		inner := buf[wire.FrameHeader:]
+		if p := b.arrived(now, inner, sourceKey{via: neighbour.peer, of: other}); p != nil {
+			return copy(buf, inner), p
+		}
+	}
+	return 0, nil
+}
+
+// source returns who may send WireGuard's messages from where.
+func (b *bind) source(now instant, from sourceKey) *source {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	if s := b.sources[from]; s != nil && instant(s.seen.Load()).within(sourceLife, now) {
+		return s
+	}
+	return nil
+}
+
+// arrived looks at a message. It returns the peer that sent it, or nil where
+// WireGuard is not to see it.
+func (b *bind) arrived(now instant, msg []byte, from sourceKey) *peer {
 	if tag, ok := wire.ParseProbeTag(msg); ok {
 		b.probe(now, tag, msg, from)
 		return nil
 	}
-	b.mu.RLock()
-	s := b.sources[from]
-	b.mu.RUnlock()
-	if s == nil || len(msg) == 0 || !instant(s.seen.Load()).within(sourceLife, now) {
+	s := b.source(now, from)
+	if s == nil || len(msg) == 0 {
 		return nil
 	}
 	switch msg[0] {
@@ -247,15 +368,18 @@ func (b *bind) arrived(now instant, msg []byte, from netip.AddrPort) *peer {
 		if !s.peer.responded(msg) {
 			return nil
 		}
+	case cookie, transport:
+	default:
+		return nil
 	}
 	return s.peer
 }
 
-func (b *bind) probe(now instant, tag wire.ProbeTag, msg []byte, from netip.AddrPort) {
+func (b *bind) probe(now instant, tag wire.ProbeTag, msg []byte, from sourceKey) {
 	b.mu.RLock()
 	p := b.byTag[tag]
 	b.mu.RUnlock()
-	if p == nil {
+	if p == nil || (from.of != nil && from.of != p) {
 		return
 	}
 	probe, ok := p.receive.Open(msg)
@@ -269,11 +393,16 @@ func (b *bind) probe(now instant, tag wire.ProbeTag, msg []byte, from netip.Addr
 		return
 	}
 	b.accept(now, p, from, probe.Instance, false)
-	p.ping(now, probe, from)
+	way := hop{from.addr, from.via}
+	if probe.Kind == wire.Ping {
+		p.ping(now, probe, way)
+	} else {
+		p.call(now, probe, way)
+	}
 }
 
-// accept lets a peer send from an address.
-func (b *bind) accept(now instant, p *peer, from netip.AddrPort, instance uint64, proved bool) {
+// accept lets a peer send from an address or by a relay.
+func (b *bind) accept(now instant, p *peer, from sourceKey, instance uint64, proved bool) {
 	b.mu.RLock()
 	s := b.sources[from]
 	known := s != nil && s.peer == p && (s.proved || !proved)
@@ -287,10 +416,10 @@ func (b *bind) accept(now instant, p *peer, from netip.AddrPort, instance uint64
 	s.instance.Store(instance)
 }
 
-// addSource enters an address. When a peer has too many, the oldest goes, first
+// addSource enters where a peer sends from. When a peer has too many, the oldest goes, first
 // of those that have not answered a ping: forged or repeated pings do not push
 // out the path.
-func (b *bind) addSource(p *peer, from netip.AddrPort, proved bool) *source {
+func (b *bind) addSource(p *peer, from sourceKey, proved bool) *source {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.byKey[p.key] != p {
@@ -300,7 +429,7 @@ func (b *bind) addSource(p *peer, from netip.AddrPort, proved bool) *source {
 		b.dropSource(from)
 	}
 	if len(p.sources) >= maxSources {
-		b.dropSource(slices.MinFunc(p.sources, func(x, y netip.AddrPort) int {
+		b.dropSource(slices.MinFunc(p.sources, func(x, y sourceKey) int {
 			return b.sources[x].compare(b.sources[y])
 		}))
 	}
@@ -310,10 +439,10 @@ func (b *bind) addSource(p *peer, from netip.AddrPort, proved bool) *source {
 	return s
 }
 
-func (b *bind) dropSource(addr netip.AddrPort) {
-	p := b.sources[addr].peer
-	delete(b.sources, addr)
-	p.sources = slices.DeleteFunc(p.sources, func(a netip.AddrPort) bool { return a == addr })
+func (b *bind) dropSource(key sourceKey) {
+	p := b.sources[key].peer
+	delete(b.sources, key)
+	p.sources = slices.DeleteFunc(p.sources, func(k sourceKey) bool { return k == key })
 }
 
 // compare orders sources by what is lost with them.

@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -50,7 +51,7 @@ func openDoor(t testing.TB, open time.Duration) (*Node, *wire.Invite) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v := &wire.Invite{Mesh: n.cfg.Mesh, Door: keys.WG.Public(), Secret: secret, Endpoints: n.LocalAddrs()}
+	v := &wire.Invite{Mesh: n.cfg.Mesh, Door: keys.WG.Public(), Secret: secret, Endpoints: n.Addrs()}
 	n.OpenDoor(visitor(v, open))
 	l, err := n.DoorListener()
 	if err != nil {
@@ -348,8 +349,8 @@ func TestPeersOfWireGuard(t *testing.T) {
 func TestClockSetBack(t *testing.T) {
 	a, aKeys := openNode(t)
 	b, bKeys := openNode(t)
-	a.SetPeers([]Peer{{ID: b.self, WG: bKeys.WG.Public(), Addrs: b.LocalAddrs()}})
-	toA := []Peer{{ID: a.self, WG: aKeys.WG.Public(), Addrs: a.LocalAddrs()}}
+	a.SetPeers([]Peer{{ID: b.self, WG: bKeys.WG.Public(), Addrs: b.Addrs()}})
+	toA := []Peer{{ID: a.self, WG: aKeys.WG.Public(), Addrs: a.Addrs()}}
 	b.SetPeers(toA)
 	l, err := a.Listen(80)
 	if err != nil {
@@ -396,24 +397,37 @@ func FuzzArrived(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
+	p.id = identity.ID{1}
 	b.add(p)
 	at := netip.MustParseAddrPort("127.0.0.1:9")
-	b.accept(b.now(), p, at, 1, true)
+	b.accept(b.now(), p, sourceKey{addr: at}, 1, true)
 	theirs, _, err := wire.ProbeKeys(other, keys.WG.Public())
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add(theirs.Seal(wire.Probe{Kind: wire.Ping, Tx: 1, Instance: 2}))
 	f.Add(theirs.Seal(wire.Probe{Kind: wire.Pong, Tx: 1, Instance: 2}))
-	for _, head := range []byte{initiation, response, 3, transport} {
+	f.Add(theirs.Seal(wire.Probe{Kind: wire.Call, Instance: 2, Addrs: []netip.AddrPort{at}}))
+	for _, d := range []wire.FrameDirection{wire.ToRelay, wire.FromRelay} {
+		frame := append(make([]byte, wire.FrameHeader), theirs.Seal(wire.Probe{Kind: wire.Ping, Tx: 1, Instance: 2})...)
+		theirs.SealFrame(frame, d, p.name)
+		f.Add(frame)
+	}
+	for _, head := range []byte{initiation, response, cookie, transport} {
 		f.Add([]byte{head})
 		f.Add(append([]byte{head, 0, 0, 0}, make([]byte, 144)...))
 	}
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, msg []byte) {
-		if _, probe := wire.ParseProbeTag(msg); !probe && b.arrived(b.now(), msg, netip.MustParseAddrPort("127.0.0.1:10")) != nil {
-			t.Error("a message from an unknown address passes")
+		var o onward
+		unknown := netip.MustParseAddrPort("127.0.0.1:10")
+		if _, probe := wire.ParseProbeTag(msg); !probe {
+			if n, p := b.take(b.now(), bytes.Clone(msg), unknown, &o); n != 0 || p != nil || len(o.frames) > 0 {
+				t.Error("a message from an unknown address passes")
+			}
 		}
-		b.arrived(b.now(), msg, at)
+		if n, _ := b.take(b.now(), bytes.Clone(msg), at, &o); n > len(msg) {
+			t.Errorf("%d bytes of %d", n, len(msg))
+		}
 	})
 }

@@ -10,6 +10,7 @@ import (
 const (
 	initiation = 1 // sender's index at 4
 	response   = 2 // receiver's index at 8
+	cookie     = 3
 	transport  = 4
 )
 

@@ -9,8 +9,8 @@ import (
 	"sync"
 )
 
-// maxLocal bounds the addresses that a node offers of itself.
-const maxLocal = 8
+// maxLocal bounds the addresses of the host that a node offers.
+const maxLocal = 5
 
 // Names of interfaces that lead to this host's own containers and virtual
 // machines, or into other tunnels: their addresses are of no use to others.
@@ -74,17 +74,23 @@ func (l *localNet) kind(a netip.Addr) Kind {
 	return Direct
 }
 
-// LocalAddrs returns the UDP addresses at which others may reach this node, as
-// far as the host itself knows: the best first, eight at most. Loopback is
-// among them only where the host has nothing else or the node listens on it.
-func (n *Node) LocalAddrs() []netip.AddrPort {
+// Addrs returns the UDP addresses at which others may reach this node: the
+// host's own, the best first, and then those that members have seen it come
+// from; eight at most. Loopback is among them only where the host has nothing
+// else or the node listens on it. Config.Advertise replaces them all.
+func (n *Node) Addrs() []netip.AddrPort {
 	n.local.refresh()
-	if at := n.cfg.Listen.Addr(); at.IsValid() && !at.IsUnspecified() {
-		return []netip.AddrPort{netip.AddrPortFrom(at.Unmap(), n.Port())}
+	return n.candidates()
+}
+
+// localAddrs returns the host's own addresses, as they were when last read.
+func (t *tunnel) localAddrs() []netip.AddrPort {
+	if at := t.listen.Addr(); at.IsValid() && !at.IsUnspecified() {
+		return []netip.AddrPort{netip.AddrPortFrom(at.Unmap(), t.bind.port())}
 	}
-	n.local.mu.RLock()
-	defer n.local.mu.RUnlock()
-	return offer(n.local.links, n.Port(), n.bind.v6 != nil)
+	t.local.mu.RLock()
+	defer t.local.mu.RUnlock()
+	return offer(t.local.links, t.bind.port(), t.bind.v6 != nil)
 }
 
 // offer chooses from the host's addresses: private before public, IPv4 before

@@ -26,7 +26,7 @@ func TestOffer(t *testing.T) {
 		},
 		{"no IPv6", []string{"fd12::1/64", "192.168.1.5/24"}, false, []string{"192.168.1.5"}},
 		{"no link-local", []string{"fe80::1/64", "169.254.1.1/16", "10.0.0.1/8"}, true, []string{"10.0.0.1"}},
-		{"eight", many, true, []string{"10.0.0.0", "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6", "10.0.0.7"}},
+		{"the most", many, true, []string{"10.0.0.0", "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"}},
 	} {
 		var links []netip.Prefix
 		for _, l := range c.links {

@@ -30,6 +30,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"github.com/balanceai/balance/mesh/identity"
@@ -47,11 +48,21 @@ type Config struct {
 	// Listen is the UDP port of the host. Port 0 is any free one, an
 	// unspecified address is all of the host's, of IPv4 and IPv6.
 	Listen netip.AddrPort
-	Log    *slog.Logger
+	// Advertise, if there are any, are the addresses that the node tells others,
+	// and no others: where a router forwards a port, or where the host's own
+	// addresses are nobody's business.
+	Advertise []netip.AddrPort
+	Log       *slog.Logger
 	// OnPath is told when the path to a member appears, moves to another
 	// address or is lost. It is called from one goroutine, may be nil, may
 	// block shortly, and must not close the node.
 	OnPath func(identity.ID, Path)
+	// Relay says whether this node passes on what one member sends to another,
+	// which it cannot read. Nil is never. It must not block.
+	Relay func(from, to identity.ID) bool
+	// RelayRate is how many bytes per second each member may send through this
+	// node. 0 is any number.
+	RelayRate int
 }
 
 // Peer is a member to be reached.
@@ -67,14 +78,17 @@ var ErrUnknownPeer = errors.New("no such peer in the roster")
 // Node is a node's end of the mesh. Its methods are safe for concurrent use.
 type Node struct {
 	*tunnel
-	cfg  Config
-	self identity.ID
-	door netip.Addr
+	cfg     Config
+	self    identity.ID
+	door    netip.Addr
+	carrier *carrier
 
 	mu      sync.RWMutex
 	members map[identity.ID]*peer
 	byAddr  map[netip.Addr]identity.ID
 	joiners map[identity.ID]*joiner
+	relays  []identity.ID // that may be used, as told
+	homes   []identity.ID // those with a path that is kept open
 }
 
 // Open starts a node, which is up when it returns.
@@ -87,16 +101,24 @@ func Open(cfg Config) (*Node, error) {
 		members: map[identity.ID]*peer{},
 		byAddr:  map[netip.Addr]identity.ID{},
 		joiners: map[identity.ID]*joiner{},
+		carrier: newCarrier(cfg.Relay, cfg.RelayRate),
+	}
+	var pass func(from, to *peer, size int) bool
+	if cfg.Relay != nil {
+		pass = n.carrier.take
 	}
 	n.byAddr[cfg.Mesh.Address(self)] = self
 	var err error
 	n.tunnel, err = openTunnel(tunnelConfig{
 		key:    cfg.Keys.WG,
 		listen: cfg.Listen,
+		told:   cfg.Advertise,
 		addrs:  []netip.Addr{cfg.Mesh.Address(self), n.door},
 		accept: n.accept,
 		log:    cfg.Log,
 		onPath: n.onPath,
+		relay:  pass,
+		beat:   n.keepHomes,
 	})
 	if err != nil {
 		return nil, err
@@ -126,6 +148,12 @@ func (n *Node) accept(p netstack.Packet) bool {
 }
 
 func (n *Node) onPath(p *peer, path Path) {
+	n.mu.RLock()
+	relays := slices.Contains(n.relays, p.id)
+	n.mu.RUnlock()
+	if relays {
+		n.settleHomes()
+	}
 	if n.cfg.OnPath != nil && !p.id.IsZero() {
 		n.cfg.OnPath(p.id, path)
 	}
@@ -167,6 +195,9 @@ func (n *Node) SetPeers(list []Peer) {
 		p.learn(roster, m.Addrs)
 	}
 	n.addPeers(added)
+	for _, p := range added {
+		n.assign(p)
+	}
 }
 
 // removeMembers removes the members that are not in want, or have another key
@@ -183,6 +214,9 @@ func (n *Node) removeMembers(want map[identity.ID]Peer) {
 	}
 	n.mu.Unlock()
 	n.removePeers(gone)
+	for _, p := range gone {
+		n.carrier.forget(p)
+	}
 }
 
 func (n *Node) newMember(m Peer) (*peer, error) {
@@ -249,6 +283,13 @@ func (n *Node) Who(addr netip.Addr) (identity.ID, bool) {
 	defer n.mu.RUnlock()
 	id, ok := n.byAddr[addr]
 	return id, ok
+}
+
+// NetworkChanged is called when the host's network may be another one: it has
+// other addresses or routes, or it was asleep.
+func (n *Node) NetworkChanged() {
+	n.networkChanged()
+	n.keepHomes()
 }
 
 // Path returns how packets reach a member: the path in use or used last. It is

@@ -160,7 +160,7 @@ func TestAnyPort(t *testing.T) {
 			t.Errorf("by %s: %+v, %v", loopback, p, err)
 		}
 	}
-	if addrs := nodes[0].LocalAddrs(); len(addrs) == 0 || addrs[0].Port() != nodes[0].Port() {
+	if addrs := nodes[0].Addrs(); len(addrs) == 0 || addrs[0].Port() != nodes[0].Port() {
 		t.Errorf("local addresses %v, port %d", addrs, nodes[0].Port())
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"github.com/balanceai/balance/mesh/identity"
 )
 
 // Kind says how a path runs. The greater kind is the better one.
@@ -12,9 +14,10 @@ type Kind int
 
 // Kinds of paths.
 const (
-	None   Kind = iota // no address has answered
-	Direct             // UDP between the two, routed
-	LAN                // UDP between the two, on one network
+	None    Kind = iota // nothing has answered
+	Relayed             // through a member that both reach
+	Direct              // UDP between the two, routed
+	LAN                 // UDP between the two, on one network
 )
 
 // String returns the word for people and for JSON.
@@ -24,6 +27,8 @@ func (k Kind) String() string {
 		return "lan"
 	case Direct:
 		return "direct"
+	case Relayed:
+		return "relay"
 	default:
 		return "none"
 	}
@@ -32,9 +37,23 @@ func (k Kind) String() string {
 // Path is how packets reach a peer.
 type Path struct {
 	Kind Kind
-	Addr netip.AddrPort // the other end's UDP address; zero for None
+	Addr netip.AddrPort // the other end's UDP address; zero for None and Relayed
+	Via  identity.ID    // the relay; zero for other kinds
 	RTT  time.Duration  // round trip, smoothed; 0 for None
 }
+
+// same reports whether another path runs the same way.
+func (p Path) same(other Path) bool {
+	return p.Kind == other.Kind && p.Addr == other.Addr && p.Via == other.Via
+}
+
+// hop is one way to a peer: a UDP address, or a relay.
+type hop struct {
+	addr netip.AddrPort
+	via  *peer
+}
+
+func direct(addr netip.AddrPort) hop { return hop{addr: addr} }
 
 // Timing of probes. A search sends its pings after 0, 100, 300, 700 and 1,500
 // ms and gives up after 3,100.
@@ -43,9 +62,9 @@ const (
 	trust     = 2500 * time.Millisecond // a path is used alone for so long after an answer
 	retry     = 100 * time.Millisecond  // from the first try of a search to the second, doubled at each
 	tries     = 5
-	recheck   = 30 * time.Second // between looks for something better than a path in use
+	recheck   = 45 * time.Second // between looks for something better than a path in use; see opening
 	wish      = 10 * time.Second // traffic that waited so long is still worth a new address
-	calls     = 500              // of a peer that are answered with a ping in one second: repeated calls cost little
+	pingsBack = 500              // of a peer that are answered with a ping in one second: repeated calls cost little
 )
 
 // instant is a time on the clock of a bind, which only goes forward. The zero
@@ -63,15 +82,16 @@ const (
 	heard  origin = iota // only an authenticated ping that came from it
 	rumour               // somebody said so
 	roster               // stored, or from an invite
+	relay                // a relay that both may reach
 )
 
 // Most candidates of each origin: a flood of rumours cannot push out what is
 // stored.
-var candidateLimit = [...]int{heard: 4, rumour: 8, roster: 8}
+var candidateLimit = [...]int{heard: 4, rumour: 8, roster: 8, relay: 4}
 
-// candidate is an address that may reach the peer.
+// candidate is a way that may reach the peer.
 type candidate struct {
-	addr     netip.AddrPort
+	hop
 	kind     Kind
 	origin   origin
 	rtt      time.Duration // smoothed; 0: it never answered
@@ -99,62 +119,135 @@ func (c *candidate) silent(now instant) bool {
 	return c.owes() && !c.waiting.within(retry+4*c.rtt, now)
 }
 
-// paths chooses the address that carries packets to one peer. It does no I/O
-// and has no clock: each method takes the time and returns the addresses to
-// ping. An address becomes the path when it has answered a ping of ours, never
-// because something came from it.
+// strange reports whether c is an address of which nothing was ever heard, and
+// that may be behind a NAT.
+func (c *candidate) strange() bool { return c.kind == Direct && c.answered == 0 && c.heard == 0 }
+
+// errand is something to send.
+type errand struct {
+	hop
+	what message
+}
+
+// message is a kind of errand.
+type message int
+
+const (
+	ping    message = iota
+	opening         // a ping that opens our own NAT and goes no farther
+	call            // asks the peer to ping our addresses and to answer
+	answer          // tells our addresses, after having pinged the peer's
+)
+
+// paths chooses the way that carries packets to one peer. It does no I/O and
+// has no clock: each method takes the time and returns what to send. An address
+// or a relay becomes the path when it has answered a ping of ours, never because
+// something came from it.
 //
 // The path is trusted for a while after each answer. While there is traffic, it
 // is pinged as a heartbeat; without traffic nothing is sent. When trust has run
-// out and there is traffic, a search begins: packets go on over the last path
-// and every candidate is asked. A search that nobody answers loses the path.
+// out and there is traffic, a search begins: packets go on over the last path,
+// and over a relay beside it, and every candidate is asked. A search that nobody
+// answers loses the path. One that only a relay has answered goes on to its end,
+// and begins anew every now and then.
+//
+// Where a relay is known, a NAT is opened from both sides in turn. Our first
+// pings to strange addresses go no farther than our own NAT; the call goes by
+// the relay; the peer's pings then come in, and open its NAT; its answer comes by
+// the relay, and from then on our pings arrive. A datagram that came to the
+// peer's NAT before that would mostly be dropped there, but some routers note it,
+// give the peer's mapping another port for it, and remember that for 30 s:
+// hence the order, and a recheck later than that.
 type paths struct {
-	kind func(netip.Addr) Kind // of a candidate: Direct or LAN
+	kind func(hop) Kind // of a candidate
 
 	candidates []*candidate
 	best       *candidate // the path; nil: none
 	trusted    instant    // until when
 	wanted     instant    // when there last was something to send
-	tried      int        // pings sent in the search that is going on; 0: none is
+	tried      int        // rounds of the search that is going on; 0: none is
 	next       instant    // when tick is due; 0: never
 	checked    instant    // when all candidates were last asked
-	second     instant    // since when calls are counted
-	called     int        // calls answered with a ping since then
+	second     instant    // since when the two below are counted
+	pinged     int        // pings of the peer that were answered with a ping
+	called     int        // calls and answers of the peer that were heeded
 }
+
+// callsBack is how many calls of a peer are heeded in one second.
+const callsBack = 20
+
+// openings is the number of rounds of a search in which strange addresses get
+// openings, if a relay is known.
+const openings = 2
 
 // path returns the path.
 func (p *paths) path() Path {
 	if p.best == nil {
 		return Path{}
 	}
-	return Path{p.best.kind, p.best.addr, p.best.rtt}
+	out := Path{Kind: p.best.kind, Addr: p.best.addr, RTT: p.best.rtt}
+	if p.best.via != nil {
+		out.Via = p.best.via.id
+	}
+	return out
 }
 
 // isTrusted reports whether the path may be used alone.
 func (p *paths) isTrusted(now instant) bool { return p.best != nil && now < p.trusted }
 
-// all returns the address of every candidate.
-func (p *paths) all() []netip.AddrPort {
-	out := make([]netip.AddrPort, len(p.candidates))
-	for i, c := range p.candidates {
-		out[i] = c.addr
-	}
-	return out
-}
-
-// callers returns the addresses from which the peer has called lately.
-func (p *paths) callers(now instant) []netip.AddrPort {
-	var out []netip.AddrPort
+// first returns where to send a message that begins a session while no path is
+// trusted: to every candidate, without the strange ones if there are relays.
+func (p *paths) first() []hop {
+	relayed := p.hasRelay()
+	var out []hop
 	for _, c := range p.candidates {
-		if c.heard.within(wish, now) {
-			out = append(out, c.addr)
+		if !relayed || !c.strange() {
+			out = append(out, c.hop)
 		}
 	}
 	return out
 }
 
+func (p *paths) hasRelay() bool {
+	return slices.ContainsFunc(p.candidates, func(c *candidate) bool { return c.kind == Relayed })
+}
+
+// callers returns the ways by which the peer has called lately.
+func (p *paths) callers(now instant) []hop {
+	var out []hop
+	for _, c := range p.candidates {
+		if c.heard.within(wish, now) {
+			out = append(out, c.hop)
+		}
+	}
+	return out
+}
+
+// doubted returns where data go while the path is in doubt: on over the path,
+// and when it owes an answer for too long, over the relay that answered last
+// beside it.
+func (p *paths) doubted(now instant) []hop {
+	if p.best == nil {
+		return nil
+	}
+	out := []hop{p.best.hop}
+	if !p.best.silent(now) && p.tried < 2 {
+		return out
+	}
+	var beside *candidate
+	for _, c := range p.candidates {
+		if c.kind == Relayed && c != p.best && (beside == nil || c.answered > beside.answered) {
+			beside = c
+		}
+	}
+	if beside != nil {
+		out = append(out, beside.hop)
+	}
+	return out
+}
+
 // want is called when there is something to send.
-func (p *paths) want(now instant) []netip.AddrPort {
+func (p *paths) want(now instant) []errand {
 	p.wanted = now
 	if p.isTrusted(now) || p.tried > 0 {
 		return nil
@@ -168,12 +261,15 @@ func (p *paths) want(now instant) []netip.AddrPort {
 
 // tick is called when next has come. wanted is when there last was something
 // to send.
-func (p *paths) tick(now, wanted instant) []netip.AddrPort {
+func (p *paths) tick(now, wanted instant) []errand {
 	if p.next == 0 || now < p.next {
 		return nil
 	}
 	p.wanted = max(p.wanted, wanted)
 	switch {
+	case p.tried == tries && p.isTrusted(now): // there is nothing better than the relay
+		p.tried, p.next = 0, now.add(heartbeat)
+		return p.ask(now, p.best)
 	case p.tried == tries:
 		p.best, p.tried, p.next = nil, 0, 0
 		return nil
@@ -182,43 +278,63 @@ func (p *paths) tick(now, wanted instant) []netip.AddrPort {
 	case !p.wanted.within(heartbeat, now):
 		p.next = 0
 		return nil
-	case !p.isTrusted(now), p.best.silent(now):
+	case !p.isTrusted(now), p.best.silent(now), p.best.kind == Relayed && !p.checked.within(recheck, now):
 		return p.search(now)
 	}
 	p.next = now.add(heartbeat)
 	if p.best.kind < LAN && !p.checked.within(recheck, now) {
-		return p.askAll(now)
+		p.checked = now
+		return p.ask(now, p.candidates...)
 	}
 	return p.ask(now, p.best)
 }
 
-// search asks every candidate, for the first time or again.
-func (p *paths) search(now instant) []netip.AddrPort {
+// search asks every candidate, for the first time or again, and calls the peer
+// by every relay.
+func (p *paths) search(now instant) []errand {
 	p.next = now.add(retry << p.tried)
 	p.tried++
-	return p.askAll(now)
-}
-
-func (p *paths) askAll(now instant) []netip.AddrPort {
 	p.checked = now
-	return p.ask(now, p.candidates...)
+	return p.approach(now, p.candidates...)
 }
 
-func (p *paths) ask(now instant, candidates ...*candidate) []netip.AddrPort {
-	addrs := make([]netip.AddrPort, len(candidates))
+// approach asks candidates; the strange ones with care, if there are relays, by
+// which it calls the peer.
+func (p *paths) approach(now instant, candidates ...*candidate) []errand {
+	if !p.hasRelay() {
+		return p.ask(now, candidates...)
+	}
+	var out []errand
+	for _, c := range candidates {
+		if c.strange() && p.tried <= openings {
+			out = append(out, errand{c.hop, opening})
+		} else {
+			out = append(out, p.ask(now, c)...)
+		}
+	}
+	for _, c := range p.candidates {
+		if c.kind == Relayed {
+			out = append(out, errand{c.hop, call})
+		}
+	}
+	return out
+}
+
+func (p *paths) ask(now instant, candidates ...*candidate) []errand {
+	out := make([]errand, len(candidates))
 	for i, c := range candidates {
 		if !c.owes() {
 			c.waiting = now
 		}
 		c.pinged = now
-		addrs[i] = c.addr
+		out[i] = errand{c.hop, ping}
 	}
-	return addrs
+	return out
 }
 
-// pong is called when the peer answered a ping that was sent to addr.
-func (p *paths) pong(now instant, addr netip.AddrPort, rtt time.Duration) {
-	c := p.add(now, addr, heard)
+// pong is called when the peer answered a ping that was sent by h.
+func (p *paths) pong(now instant, h hop, rtt time.Duration) {
+	c := p.add(now, h, heard)
 	c.answered = now
 	if c.rtt == 0 {
 		c.rtt = rtt
@@ -228,39 +344,84 @@ func (p *paths) pong(now instant, addr netip.AddrPort, rtt time.Duration) {
 	if p.best == nil || !p.isTrusted(now) || p.best.silent(now) || c.better(p.best) {
 		p.best = c
 	}
-	if p.best == c {
-		p.trusted = now.add(trust)
+	if p.best != c {
+		return
+	}
+	p.trusted = now.add(trust)
+	if p.tried == 0 || c.kind > Relayed || !p.checked.within(retry<<tries, now) {
 		p.tried, p.next = 0, now.add(heartbeat)
 	}
 }
 
-// ping is called when a ping of the peer came from addr. It is answered with
-// one of our own where addr has not proved itself lately. doubt says that the
-// peer may have restarted, and that the answer is needed in any case.
-func (p *paths) ping(now instant, addr netip.AddrPort, doubt bool) []netip.AddrPort {
-	c := p.add(now, addr, heard)
+// ping is called when a ping of the peer came by h. It is answered with one of
+// our own where h has not proved itself lately. doubt says that the peer may
+// have restarted or moved, and that the answer is needed in any case.
+func (p *paths) ping(now instant, h hop, doubt bool) []errand {
+	c := p.add(now, h, heard)
 	c.heard = now
 	if !doubt && (c.answered.within(2*heartbeat, now) || c.pinged.within(retry, now)) {
 		return nil
 	}
-	if !p.second.within(time.Second, now) {
-		p.second, p.called = now, 0
-	}
-	if p.called++; p.called > calls {
+	p.count(now)
+	if p.pinged++; p.pinged > pingsBack {
 		return nil
 	}
 	return p.ask(now, c)
 }
 
-// learn is called when addresses of the peer became known. They are asked at
-// once where traffic waits for them.
-func (p *paths) learn(now instant, from origin, addrs ...netip.AddrPort) []netip.AddrPort {
-	var fresh []*candidate
+func (p *paths) count(now instant) {
+	if !p.second.within(time.Second, now) {
+		p.second, p.pinged, p.called = now, 0, 0
+	}
+}
+
+// call is called when the peer called by h, or answered a call, and told its
+// addresses.
+func (p *paths) call(now instant, h hop, answered bool, addrs []netip.AddrPort) []errand {
+	p.count(now)
+	if p.called++; p.called > callsBack {
+		return nil
+	}
+	var told []*candidate
 	for _, a := range addrs {
-		if p.find(a) == nil {
-			fresh = append(fresh, p.add(now, a, from))
+		told = append(told, p.add(now, direct(a), rumour))
+	}
+	out := p.ask(now, told...)
+	if !answered {
+		p.add(now, h, heard).heard = now
+		out = append(out, errand{h, answer})
+	}
+	return out
+}
+
+// moved is called when this node's network has changed: nothing is trusted, and
+// whoever has been heard of lately is told where we are now.
+func (p *paths) moved(now instant) []errand {
+	p.trusted, p.tried = 0, 0
+	if p.best == nil || !p.best.answered.within(sourceLife, now) {
+		return nil
+	}
+	return p.search(now)
+}
+
+// relocated is called when the peer's network has changed: what its addresses
+// answered before proves nothing any more.
+func (p *paths) relocated() {
+	p.best = nil
+	for _, c := range p.candidates {
+		c.answered, c.waiting = 0, 0
+	}
+}
+
+// learn is called when ways to the peer became known. They are asked at once
+// where traffic waits for them.
+func (p *paths) learn(now instant, from origin, ways ...hop) []errand {
+	var fresh []*candidate
+	for _, h := range ways {
+		if p.find(h) == nil {
+			fresh = append(fresh, p.add(now, h, from))
 		} else {
-			p.add(now, a, from)
+			p.add(now, h, from)
 		}
 	}
 	if len(fresh) == 0 || !p.wanted.within(wish, now) {
@@ -269,35 +430,43 @@ func (p *paths) learn(now instant, from origin, addrs ...netip.AddrPort) []netip
 	if p.best == nil && p.tried == 0 {
 		p.tried, p.next = 1, now.add(retry)
 	}
-	return p.ask(now, fresh...)
+	return p.approach(now, fresh...)
 }
 
-// replace makes addrs the stored addresses.
-func (p *paths) replace(now instant, addrs []netip.AddrPort) []netip.AddrPort {
-	addrs = addrs[:min(len(addrs), candidateLimit[roster])]
+// replace makes ways all those of one origin.
+func (p *paths) replace(now instant, from origin, ways []hop) []errand {
+	ways = ways[:min(len(ways), candidateLimit[from])]
 	for _, c := range p.candidates {
-		if c.origin == roster && !slices.Contains(addrs, c.addr) {
+		if c.origin == from && !slices.Contains(ways, c.hop) {
 			c.origin = rumour
 		}
 	}
 	p.trim(rumour)
-	return p.learn(now, roster, addrs...)
+	return p.learn(now, from, ways...)
 }
 
-func (p *paths) find(addr netip.AddrPort) *candidate {
+// drop forgets a relay that has left the roster.
+func (p *paths) drop(via *peer) {
+	if p.best != nil && p.best.via == via {
+		p.best = nil
+	}
+	p.candidates = slices.DeleteFunc(p.candidates, func(c *candidate) bool { return c.via == via })
+}
+
+func (p *paths) find(h hop) *candidate {
 	for _, c := range p.candidates {
-		if c.addr == addr {
+		if c.hop == h {
 			return c
 		}
 	}
 	return nil
 }
 
-// add returns the candidate with that address.
-func (p *paths) add(now instant, addr netip.AddrPort, from origin) *candidate {
-	c := p.find(addr)
+// add returns the candidate for a way.
+func (p *paths) add(now instant, h hop, from origin) *candidate {
+	c := p.find(h)
 	if c == nil {
-		c = &candidate{addr: addr, kind: p.kind(addr.Addr())}
+		c = &candidate{hop: h, kind: p.kind(h)}
 		p.candidates = append(p.candidates, c)
 	}
 	c.known, c.origin = now, max(c.origin, from)

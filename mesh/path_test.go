@@ -8,22 +8,48 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
+
+	"github.com/balanceai/balance/mesh/identity"
 )
 
 // start is a time on the clock of the tests: well after the zero instant.
 const start = instant(time.Hour)
 
 var (
-	lan1 = netip.MustParseAddrPort("192.168.1.2:7000")
-	wan1 = netip.MustParseAddrPort("203.0.113.1:7000")
-	wan2 = netip.MustParseAddrPort("203.0.113.2:7000")
+	lan1   = direct(netip.MustParseAddrPort("192.168.1.2:7000"))
+	wan1   = direct(netip.MustParseAddrPort("203.0.113.1:7000"))
+	wan2   = direct(netip.MustParseAddrPort("203.0.113.2:7000"))
+	relay1 = hop{via: &peer{id: identity.ID{1}}}
+	relay2 = hop{via: &peer{id: identity.ID{2}}}
 )
 
-func testKind(a netip.Addr) Kind {
-	if a.IsPrivate() {
+func testKind(h hop) Kind {
+	switch {
+	case h.via != nil:
+		return Relayed
+	case h.addr.Addr().IsPrivate():
 		return LAN
 	}
 	return Direct
+}
+
+func pathOf(k Kind, h hop, rtt time.Duration) Path {
+	p := Path{Kind: k, Addr: h.addr, RTT: rtt}
+	if h.via != nil {
+		p.Via = h.via.id
+	}
+	return p
+}
+
+// pinged returns where pings go.
+func pinged(errands []errand) []hop {
+	var out []hop
+	for _, e := range errands {
+		if e.what == ping {
+			out = append(out, e.hop)
+		}
+	}
+	return out
 }
 
 // script runs a state machine against what happens, and holds what it does.
@@ -33,29 +59,30 @@ type script struct {
 	now instant
 }
 
-func newScript(t *testing.T, addrs ...netip.AddrPort) *script {
+func newScript(t *testing.T, addrs ...hop) *script {
 	s := &script{t: t, now: start, p: paths{kind: testKind}}
 	s.p.learn(s.now, roster, addrs...)
 	return s
 }
 
-func (s *script) pings(what string, got []netip.AddrPort, want ...netip.AddrPort) {
+func (s *script) pings(what string, errands []errand, want ...hop) {
 	s.t.Helper()
+	got := pinged(errands)
 	if !slices.Equal(got, want) {
 		s.t.Errorf("%s at %v: pings %v, want %v", what, s.now.sub(start), got, want)
 	}
 }
 
-func (s *script) want(want ...netip.AddrPort) {
+func (s *script) want(want ...hop) {
 	s.t.Helper()
 	s.pings("traffic", s.p.want(s.now), want...)
 }
 
 // wait goes on to a time and expects pings at the last tick on the way.
-func (s *script) wait(d time.Duration, want ...netip.AddrPort) {
+func (s *script) wait(d time.Duration, want ...hop) {
 	s.t.Helper()
 	end := s.now.add(d)
-	var got []netip.AddrPort
+	var got []errand
 	for s.p.next != 0 && s.p.next <= end {
 		s.now = s.p.next
 		got = s.p.tick(s.now, s.p.wanted)
@@ -64,7 +91,7 @@ func (s *script) wait(d time.Duration, want ...netip.AddrPort) {
 	s.pings("the last tick", got, want...)
 }
 
-func (s *script) pong(addr netip.AddrPort, rtt time.Duration) {
+func (s *script) pong(addr hop, rtt time.Duration) {
 	s.now = s.now.add(rtt)
 	s.p.pong(s.now, addr, rtt)
 }
@@ -86,11 +113,11 @@ func TestPathSearch(t *testing.T) {
 	s.is(Path{})
 	s.wait(100*ms, wan1, lan1)
 	s.pong(wan1, 20*ms)
-	s.is(Path{Direct, wan1, 20 * ms})
+	s.is(pathOf(Direct, wan1, 20*ms))
 	s.pong(lan1, 30*ms)
-	s.is(Path{LAN, lan1, 30 * ms}) // slower, and yet better
+	s.is(pathOf(LAN, lan1, 30*ms)) // slower, and yet better
 	s.pong(wan1, 10*ms)
-	s.is(Path{LAN, lan1, 30 * ms})
+	s.is(pathOf(LAN, lan1, 30*ms))
 }
 
 func TestPathSearchEnds(t *testing.T) {
@@ -116,11 +143,11 @@ func TestPathHeartbeat(t *testing.T) {
 		s.pong(wan1, 10*ms)
 	}
 	s.wait(2 * time.Second) // no traffic, no heartbeat
-	s.is(Path{Direct, wan1, 10 * ms})
+	s.is(pathOf(Direct, wan1, 10*ms))
 	s.wait(time.Hour)
 	s.want(wan1) // it was only idle: no need to ask all
 	s.pong(wan1, 10*ms)
-	s.is(Path{Direct, wan1, 10 * ms})
+	s.is(pathOf(Direct, wan1, 10*ms))
 }
 
 func TestPathFailover(t *testing.T) {
@@ -128,8 +155,8 @@ func TestPathFailover(t *testing.T) {
 	s.want(wan1, wan2)
 	s.pong(wan1, 10*ms)
 	s.pong(wan2, 30*ms)
-	s.is(Path{Direct, wan1, 10 * ms})
-	busy := func(d time.Duration, want ...netip.AddrPort) {
+	s.is(pathOf(Direct, wan1, 10*ms))
+	busy := func(d time.Duration, want ...hop) {
 		t.Helper()
 		s.p.wanted = s.now.add(d)
 		s.wait(d, want...)
@@ -137,7 +164,7 @@ func TestPathFailover(t *testing.T) {
 	busy(time.Second, wan1) // from here on wan1 is dead
 	busy(time.Second, wan1, wan2)
 	s.pong(wan2, 30*ms)
-	s.is(Path{Direct, wan2, 30 * ms})
+	s.is(pathOf(Direct, wan2, 30*ms))
 }
 
 func TestPathIsLost(t *testing.T) {
@@ -146,7 +173,7 @@ func TestPathIsLost(t *testing.T) {
 	s.pong(wan1, 10*ms)
 	s.wait(time.Hour)
 	s.want(wan1)
-	if got := s.p.path().Addr; got != wan1 {
+	if got := s.p.path().Addr; got != wan1.addr {
 		t.Errorf("in doubt, packets go to %v", got)
 	}
 	s.wait(10 * time.Second)
@@ -165,7 +192,7 @@ func TestPathHysteresis(t *testing.T) {
 		s.want(wan1, wan2)
 		s.pong(wan1, c.best)
 		s.pong(wan2, c.other)
-		if moved := s.p.path().Addr == wan2; moved != c.moves {
+		if moved := s.p.path().Addr == wan2.addr; moved != c.moves {
 			t.Errorf("from %v to %v: moved %v", c.best, c.other, moved)
 		}
 	}
@@ -180,11 +207,11 @@ func TestPathCaller(t *testing.T) {
 	s.pings("a call again", s.p.ping(s.now, wan1, false))
 	s.pings("a call of another process", s.p.ping(s.now, wan1, true), wan1)
 	s.is(Path{})
-	if got := s.p.callers(s.now); !slices.Equal(got, []netip.AddrPort{wan1}) {
+	if got := s.p.callers(s.now); !slices.Equal(got, []hop{wan1}) {
 		t.Errorf("callers %v", got)
 	}
 	s.pong(wan1, 5*ms)
-	s.is(Path{Direct, wan1, 5 * ms})
+	s.is(pathOf(Direct, wan1, 5*ms))
 	s.wait(500 * ms)
 	s.pings("a call from the path", s.p.ping(s.now, wan1, false))
 }
@@ -203,14 +230,14 @@ func TestPathLearn(t *testing.T) {
 // A better path is looked for now and then, but not when the best kind is in
 // use.
 func TestPathRecheck(t *testing.T) {
-	for best, others := range map[netip.AddrPort]bool{wan1: true, lan1: false} {
+	for best, others := range map[hop]bool{wan1: true, lan1: false} {
 		s := newScript(t, best, wan2)
 		s.want(best, wan2)
 		s.pong(best, 10*ms)
 		asked := false
 		for range 60 {
 			s.now = s.p.next
-			asked = slices.Contains(s.p.tick(s.now, s.now), wan2) || asked
+			asked = slices.Contains(pinged(s.p.tick(s.now, s.now)), wan2) || asked
 			s.pong(best, 10*ms)
 		}
 		if asked != others {
@@ -221,8 +248,8 @@ func TestPathRecheck(t *testing.T) {
 
 func TestPathRoster(t *testing.T) {
 	s := newScript(t, wan1, wan2)
-	addr := func(i int) netip.AddrPort {
-		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(i)}), 1)
+	addr := func(i int) hop {
+		return direct(netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(i)}), 1))
 	}
 	for i := range 200 { // rumours do not push out what is stored
 		s.p.learn(s.now, rumour, addr(i))
@@ -235,17 +262,149 @@ func TestPathRoster(t *testing.T) {
 	}
 	pings := 0
 	s.now = s.now.add(time.Second)
-	for i := range 3 * calls {
+	for i := range 3 * pingsBack {
 		pings += len(s.p.ping(s.now, addr(i), true))
 	}
-	if pings != calls {
-		t.Errorf("%d pings for %d calls", pings, 3*calls)
+	if pings != pingsBack {
+		t.Errorf("%d pings for %d calls", pings, 3*pingsBack)
 	}
 	for i := range 200 {
-		s.p.replace(s.now, []netip.AddrPort{addr(i)})
+		s.p.replace(s.now, roster, []hop{addr(i)})
 	}
 	if n := len(s.p.candidates); n > 8+8+4 {
 		t.Errorf("%d candidates", n)
+	}
+}
+
+// errandsAre compares errands, of which order does not matter.
+func (s *script) errandsAre(what string, got []errand, want ...errand) {
+	s.t.Helper()
+	ok := len(got) == len(want)
+	for _, e := range want {
+		ok = ok && slices.Contains(got, e)
+	}
+	if !ok {
+		s.t.Errorf("%s at %v: %v, want %v", what, s.now.sub(start), got, want)
+	}
+}
+
+// A relay carries at once; an address behind a NAT is approached from both
+// sides, and takes over when it has answered.
+func TestPathUpgrade(t *testing.T) {
+	s := newScript(t, wan1)
+	s.p.replace(s.now, relay, []hop{relay1, relay2})
+	s.errandsAre("the first packet", s.p.want(s.now),
+		errand{wan1, opening}, errand{relay1, ping}, errand{relay2, ping}, errand{relay1, call}, errand{relay2, call})
+	if got := s.p.first(); !slices.Equal(got, []hop{relay1, relay2}) {
+		t.Errorf("a session begins over %v", got)
+	}
+	s.pong(relay1, 10*ms)
+	s.is(pathOf(Relayed, relay1, 10*ms))
+	s.errandsAre("an answer to the call", s.p.call(s.now, relay1, true, []netip.AddrPort{wan1.addr}), errand{wan1, ping})
+	s.pong(wan1, 20*ms)
+	s.is(pathOf(Direct, wan1, 20*ms)) // slower, and yet better
+	s.pong(relay2, 5*ms)
+	s.is(pathOf(Direct, wan1, 20*ms))
+}
+
+func TestPathIsCalled(t *testing.T) {
+	s := newScript(t)
+	s.p.replace(s.now, relay, []hop{relay1})
+	addrs := []netip.AddrPort{wan1.addr, lan1.addr}
+	s.errandsAre("a call", s.p.call(s.now, relay1, false, addrs), errand{wan1, ping}, errand{lan1, ping}, errand{relay1, answer})
+	if got := s.p.callers(s.now); !slices.Equal(got, []hop{relay1}) {
+		t.Errorf("callers %v", got)
+	}
+	heeded := 1
+	for range 100 {
+		if s.p.call(s.now, relay1, false, addrs) != nil {
+			heeded++
+		}
+	}
+	if heeded != callsBack {
+		t.Errorf("of 101 calls in one instant, %d were heeded", heeded)
+	}
+}
+
+// When no address answers, the relay stays, and the addresses are left alone
+// until a NAT has forgotten what it noted.
+func TestPathStaysRelayed(t *testing.T) {
+	s := newScript(t, wan1)
+	s.p.replace(s.now, relay, []hop{relay1})
+	s.p.want(s.now)
+	s.pong(relay1, 10*ms)
+	var asked []time.Duration
+	end := s.now.add(100 * time.Second)
+	for s.now < end {
+		s.now = s.p.next
+		for _, e := range s.p.tick(s.now, s.now) {
+			if e.hop == wan1 {
+				asked = append(asked, s.now.sub(start))
+			}
+		}
+		s.p.pong(s.now, relay1, 10*ms)
+		if got := s.p.path(); got.Kind != Relayed {
+			t.Fatalf("at %v: path %+v", s.now.sub(start), got)
+		}
+	}
+	searches := 1
+	for i := 1; i < len(asked); i++ {
+		if pause := asked[i] - asked[i-1]; pause > 30*time.Second {
+			searches++
+		} else if pause > 2*time.Second {
+			t.Errorf("addresses are asked at %v and at %v", asked[i-1], asked[i])
+		}
+	}
+	if searches != 3 {
+		t.Errorf("%d searches in 100 s: %v", searches, asked)
+	}
+}
+
+// A path in doubt is used beside the relay.
+func TestPathDoubt(t *testing.T) {
+	s := newScript(t, wan1)
+	s.p.replace(s.now, relay, []hop{relay1})
+	s.p.want(s.now)
+	s.pong(relay1, 10*ms)
+	s.pong(wan1, 20*ms)
+	s.now = s.now.add(time.Hour)
+	s.p.want(s.now)
+	if got := s.p.doubted(s.now); !slices.Equal(got, []hop{wan1}) {
+		t.Errorf("after a pause, data go to %v", got)
+	}
+	s.now = s.p.next
+	s.p.tick(s.now, s.now)
+	s.now = s.now.add(100 * ms)
+	if got := s.p.doubted(s.now); !slices.Equal(got, []hop{wan1, relay1}) {
+		t.Errorf("in doubt, data go to %v", got)
+	}
+}
+
+func TestPathMoves(t *testing.T) {
+	s := newScript(t, wan1, wan2)
+	s.p.want(s.now)
+	s.pong(wan1, 20*ms)
+	s.pings("a change of our network", s.p.moved(s.now), wan1, wan2)
+	s.is(pathOf(Direct, wan1, 20*ms)) // in doubt
+	s.pong(wan2, 30*ms)
+	s.is(pathOf(Direct, wan2, 30*ms))
+	s.p.relocated()
+	s.is(Path{})
+	s.pong(wan1, 30*ms)
+	s.is(pathOf(Direct, wan1, 22500*time.Microsecond))
+	s.now = s.now.add(time.Hour)
+	s.pings("a change of our network long after", s.p.moved(s.now))
+}
+
+func TestPathDropsRelay(t *testing.T) {
+	s := newScript(t)
+	s.p.replace(s.now, relay, []hop{relay1, relay2})
+	s.p.want(s.now)
+	s.pong(relay1, 20*ms)
+	s.p.drop(relay1.via)
+	s.is(Path{})
+	if s.p.find(relay1) != nil || s.p.find(relay2) == nil {
+		t.Error("the wrong relay was dropped")
 	}
 }
 
@@ -253,18 +412,18 @@ func TestPathRoster(t *testing.T) {
 // state machine with or without traffic.
 type world struct {
 	p     paths
-	rtt   map[netip.AddrPort]time.Duration
-	flips map[netip.AddrPort][]int // seconds at which it begins or ends to work
-	pongs map[instant][]answer
-	pings map[netip.AddrPort][]instant
+	rtt   map[hop]time.Duration
+	flips map[hop][]int // seconds at which it begins or ends to work
+	pongs map[instant][]reply
+	pings map[hop][]instant
 }
 
-type answer struct {
-	addr netip.AddrPort
+type reply struct {
+	addr hop
 	rtt  time.Duration
 }
 
-func (w *world) works(addr netip.AddrPort, now instant) bool {
+func (w *world) works(addr hop, now instant) bool {
 	works := true
 	for _, f := range w.flips[addr] {
 		if now.sub(start) >= time.Duration(f)*time.Second {
@@ -274,12 +433,12 @@ func (w *world) works(addr netip.AddrPort, now instant) bool {
 	return works
 }
 
-func (w *world) send(now instant, addrs []netip.AddrPort) {
-	for _, a := range addrs {
+func (w *world) send(now instant, errands []errand) {
+	for _, a := range pinged(errands) {
 		w.pings[a] = append(w.pings[a], now)
 		if rtt := w.rtt[a]; rtt > 0 && w.works(a, now) {
 			due := now.add(rtt.Round(10 * ms))
-			w.pongs[due] = append(w.pongs[due], answer{a, rtt})
+			w.pongs[due] = append(w.pongs[due], reply{a, rtt})
 		}
 	}
 }
@@ -289,10 +448,10 @@ func (w *world) send(now instant, addrs []netip.AddrPort) {
 func TestPathProperties(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := &world{
-			p: paths{kind: testKind}, rtt: map[netip.AddrPort]time.Duration{}, flips: map[netip.AddrPort][]int{},
-			pongs: map[instant][]answer{}, pings: map[netip.AddrPort][]instant{},
+			p: paths{kind: testKind}, rtt: map[hop]time.Duration{}, flips: map[hop][]int{},
+			pongs: map[instant][]reply{}, pings: map[hop][]instant{},
 		}
-		addrs := []netip.AddrPort{lan1, wan1, wan2}
+		addrs := []hop{lan1, wan1, wan2}
 		for _, a := range addrs {
 			w.rtt[a] = time.Duration(rapid.IntRange(1, 15).Draw(t, "rtt")) * 10 * ms
 			w.flips[a] = rapid.SliceOfN(rapid.IntRange(0, 60), 0, 4).Draw(t, fmt.Sprint("flips of ", a))
@@ -300,9 +459,9 @@ func TestPathProperties(t *testing.T) {
 		w.p.learn(start, roster, addrs...)
 		pauses := rapid.SliceOfN(rapid.IntRange(0, 60), 0, 4).Draw(t, "traffic flips")
 		callers := rapid.SliceOfN(rapid.IntRange(0, 6000), 0, 10).Draw(t, "calls")
-		answered, worked := map[netip.AddrPort]bool{}, map[netip.AddrPort]instant{}
+		answered, worked := map[hop]bool{}, map[hop]instant{}
 		var good instant // since when traffic flows and one address works, the same all the time
-		var steady netip.AddrPort
+		var steady hop
 		for step := range 6000 {
 			now := start.add(time.Duration(step) * 10 * ms)
 			for _, a := range w.pongs[now] {
@@ -323,9 +482,9 @@ func TestPathProperties(t *testing.T) {
 			}
 			w.send(now, w.p.tick(now, w.p.wanted))
 
-			if !traffic || !steady.IsValid() || !w.works(steady, now) {
-				good, steady = now, netip.AddrPort{}
-				if i := slices.IndexFunc(addrs, func(a netip.AddrPort) bool { return w.works(a, now) }); traffic && i >= 0 {
+			if !traffic || steady == (hop{}) || !w.works(steady, now) {
+				good, steady = now, hop{}
+				if i := slices.IndexFunc(addrs, func(a hop) bool { return w.works(a, now) }); traffic && i >= 0 {
 					steady = addrs[i]
 				}
 			}
@@ -335,11 +494,11 @@ func TestPathProperties(t *testing.T) {
 				}
 			}
 			path := w.p.path()
-			if path.Kind != None && !answered[path.Addr] {
+			if path.Kind != None && !answered[direct(path.Addr)] {
 				t.Fatalf("the path %v has never answered", path.Addr)
 			}
 			// Trust, one heartbeat, the longest wait within a search, a new search.
-			if patience := trust + heartbeat + 1600*ms + 500*ms; now.sub(good) > patience && (path.Kind == None || now.sub(worked[path.Addr]) > patience) {
+			if patience := trust + heartbeat + 1600*ms + 500*ms; now.sub(good) > patience && (path.Kind == None || now.sub(worked[direct(path.Addr)]) > patience) {
 				t.Fatalf("at %v: path %+v though %v works since %v", now.sub(start), path, steady, good.sub(start))
 			}
 		}

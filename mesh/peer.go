@@ -27,14 +27,17 @@ type peer struct {
 	key  identity.WGPublic
 	addr netip.Addr // in the overlay: the only address that it may use
 	psk  [32]byte   // zero: none
+	name wire.FrameName
 
-	life    uint64           // instance that our probes name; see wire.Probe
-	out     wire.ProbeKey    // of probes to the peer
-	receive wire.ProbeKey    // of probes of the peer
-	sources []netip.AddrPort // guarded by bind.mu
+	life    uint64        // instance that our probes name; see wire.Probe
+	out     wire.ProbeKey // of probes to the peer
+	receive wire.ProbeKey // of probes of the peer
+	sources []sourceKey   // guarded by bind.mu
+	homes   []identity.ID // relays that it can be reached by; guarded by Node.mu
 
 	route atomic.Pointer[route]
-	sent  atomic.Int64 // instant when WireGuard last had something to send
+	leg   atomic.Pointer[netip.AddrPort] // where frames for the peer go: the last path without a relay
+	sent  atomic.Int64                   // instant when there last was something to send
 
 	mu         sync.Mutex
 	closed     bool
@@ -44,24 +47,25 @@ type peer struct {
 	asked      map[uint64]asked // pings without an answer, by transaction
 	waiting    []chan Path      // who waits for the next answer
 	instance   uint64           // that the peer's probes name; 0: not known yet
+	place      uint16           // that the peer's pongs of this instance name
 	restarted  uint64           // instance that WireGuard's peer is to be renewed for; 0: none
 	told       Path             // what was reported last
 }
 
 // route is the path as long as it is trusted.
 type route struct {
-	addr  netip.AddrPort
+	hop
 	until instant
 }
 
 type asked struct {
-	addr netip.AddrPort
-	at   instant
+	hop
+	at instant
 }
 
 func newPeer(b *bind, self identity.WGKey, key identity.WGPublic, addr netip.Addr) (*peer, error) {
-	p := &peer{bind: b, key: key, addr: addr, life: random(), asked: map[uint64]asked{}}
-	p.paths.kind = b.kind
+	p := &peer{bind: b, key: key, addr: addr, name: wire.NameOf(key), life: random(), asked: map[uint64]asked{}}
+	p.paths.kind = b.kindOf
 	own := self.Public()
 	p.handshakes.first = bytes.Compare(own[:], key[:]) < 0
 	var err error
@@ -91,6 +95,7 @@ func (p *peer) close() {
 	p.timer.Stop()
 	p.paths.best = nil
 	p.route.Store(nil)
+	p.leg.Store(nil)
 	p.bind.news(p)
 }
 
@@ -110,7 +115,7 @@ func (p *peer) send(now instant, bufs [][]byte) {
 	case response:
 		p.handshakes.responded(now, bufs[0])
 	}
-	p.ask(now, p.paths.want(now))
+	p.do(now, p.paths.want(now))
 	if !hold {
 		p.write(now, bufs...)
 	}
@@ -123,45 +128,56 @@ func (p *peer) write(now instant, bufs ...[]byte) {
 	if len(bufs[0]) == 0 {
 		return
 	}
-	for _, addr := range p.targets(now, bufs[0][0]) {
-		_ = p.bind.write(bufs, addr) // an address may be wrong
+	for _, h := range p.targets(now, bufs[0][0]) {
+		_ = p.bind.pass(now, p, bufs, h) // a way may lead nowhere
 	}
 }
 
-// targets returns the addresses to send a message of WireGuard to. While no
-// path is trusted, an initiation goes to every candidate and its answer to
-// wherever the peer has called from; data go by the last path. None of this
-// makes an address the path.
-func (p *peer) targets(now instant, message byte) []netip.AddrPort {
-	switch best := p.paths.path().Addr; {
-	case p.paths.isTrusted(now), best.IsValid() && message == transport:
-		return []netip.AddrPort{best}
+// targets returns where to send a message of WireGuard. While no path is
+// trusted, an initiation goes to every candidate and its answer to wherever the
+// peer has called from; data go by the last path, and by a relay beside it. None
+// of this makes a candidate the path.
+func (p *peer) targets(now instant, message byte) []hop {
+	switch {
+	case p.paths.isTrusted(now):
+		return []hop{p.paths.best.hop}
+	case p.paths.best != nil && message == transport:
+		return p.paths.doubted(now)
 	case message == initiation:
-		return p.paths.all()
+		return p.paths.first()
 	default:
 		to := p.paths.callers(now)
-		if best.IsValid() && !slices.Contains(to, best) {
-			to = append(to, best)
+		if best := p.paths.best; best != nil && !slices.Contains(to, best.hop) {
+			to = append(to, best.hop)
 		}
 		return to
 	}
 }
 
-// ask pings addresses.
-func (p *peer) ask(now instant, addrs []netip.AddrPort) {
+// do does errands.
+func (p *peer) do(now instant, errands []errand) {
 	if len(p.asked) > maxAsked {
 		maps.DeleteFunc(p.asked, func(_ uint64, a asked) bool { return !a.at.within(handshakeLife, now) })
 	}
-	for _, addr := range addrs {
-		tx := random()
-		p.asked[tx] = asked{addr, now}
-		p.probe(addr, wire.Probe{Kind: wire.Ping, Tx: tx})
+	for _, e := range errands {
+		switch e.what {
+		case ping:
+			tx := random()
+			p.asked[tx] = asked{e.hop, now}
+			p.probe(now, e.hop, wire.Probe{Kind: wire.Ping, Tx: tx})
+		case opening:
+			p.bind.open(p.out.Seal(wire.Probe{Kind: wire.Ping, Tx: random(), Instance: p.life}), e.addr)
+		case call:
+			p.probe(now, e.hop, wire.Probe{Kind: wire.Call, Addrs: p.bind.addrs()})
+		case answer:
+			p.probe(now, e.hop, wire.Probe{Kind: wire.Answer, Addrs: p.bind.addrs()})
+		}
 	}
 }
 
-func (p *peer) probe(to netip.AddrPort, probe wire.Probe) {
-	probe.Instance = p.life
-	_ = p.bind.write([][]byte{p.out.Seal(probe)}, to) // an address may be wrong
+func (p *peer) probe(now instant, to hop, probe wire.Probe) {
+	probe.Instance, probe.Place = p.life, p.bind.place()
+	_ = p.bind.pass(now, p, [][]byte{p.out.Seal(probe)}, to) // a way may lead nowhere
 }
 
 // settle makes what was decided take effect: the route, the timer, the report.
@@ -169,14 +185,26 @@ func (p *peer) settle() {
 	path := p.paths.path()
 	if path.Kind == None {
 		p.route.Store(nil)
-	} else if r := p.route.Load(); r == nil || r.addr != path.Addr || r.until != p.paths.trusted {
-		p.route.Store(&route{path.Addr, p.paths.trusted})
+	} else if r := p.route.Load(); r == nil || r.hop != p.paths.best.hop || r.until != p.paths.trusted {
+		p.route.Store(&route{p.paths.best.hop, p.paths.trusted})
+	}
+	if leg := p.leg.Load(); path.Addr.IsValid() && (leg == nil || *leg != path.Addr) {
+		p.leg.Store(&path.Addr)
 	}
 	if due := earliest(p.paths.next, p.handshakes.next); due != 0 {
 		p.timer.Reset(due.sub(p.bind.now()))
 	}
-	if path.Kind != p.told.Kind || path.Addr != p.told.Addr {
+	if !path.same(p.told) {
 		p.bind.news(p)
+	}
+}
+
+// wake has the peer look for its path soon, because there is something to send
+// that does not wait for it. It takes no lock.
+func (p *peer) wake(now instant) {
+	p.sent.Store(int64(now))
+	if r := p.route.Load(); r == nil || now >= r.until {
+		p.timer.Reset(0)
 	}
 }
 
@@ -195,8 +223,11 @@ func (p *peer) tick() {
 	if p.closed {
 		return
 	}
-	now := p.bind.now()
-	p.ask(now, p.paths.tick(now, instant(p.sent.Load())))
+	now, sent := p.bind.now(), instant(p.sent.Load())
+	if p.paths.next == 0 && sent.within(heartbeat, now) {
+		p.do(now, p.paths.want(now))
+	}
+	p.do(now, p.paths.tick(now, sent))
 	if next := p.handshakes.next; next != 0 && next <= now {
 		p.write(now, p.handshakes.again(now))
 	}
@@ -205,15 +236,26 @@ func (p *peer) tick() {
 
 // ping answers an authenticated ping. Our own ping goes before the answer: the
 // peer, when it goes on after the answer, has then proved its address.
-func (p *peer) ping(now instant, probe wire.Probe, from netip.AddrPort) {
+func (p *peer) ping(now instant, probe wire.Probe, from hop) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
 		return
 	}
-	doubt := p.instance != 0 && probe.Instance != p.instance
-	p.ask(now, p.paths.ping(now, from, doubt))
-	p.probe(from, wire.Probe{Kind: wire.Pong, Tx: probe.Tx, Seen: from})
+	doubt := p.instance != 0 && (probe.Instance != p.instance || probe.Place != p.place)
+	p.do(now, p.paths.ping(now, from, doubt))
+	p.probe(now, from, wire.Probe{Kind: wire.Pong, Tx: probe.Tx, Seen: from.addr})
+	p.settle()
+}
+
+// call heeds an authenticated call, or the answer to one.
+func (p *peer) call(now instant, probe wire.Probe, from hop) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed || p.instance != 0 && probe.Instance != p.instance {
+		return
+	}
+	p.do(now, p.paths.call(now, from, probe.Kind == wire.Answer, usable(probe.Addrs, p.addr)))
 	p.settle()
 }
 
@@ -227,34 +269,57 @@ func (p *peer) pong(now instant, probe wire.Probe) bool {
 		return false
 	}
 	delete(p.asked, probe.Tx)
-	p.meet(probe.Instance)
+	if !p.meet(probe) {
+		return false
+	}
+	if ask.via == nil {
+		p.bind.saw(p, ask.addr, probe.Seen)
+	}
 	rtt := now.sub(ask.at)
-	p.paths.pong(now, ask.addr, rtt)
+	p.paths.pong(now, ask.hop, rtt)
 	if ask.at > p.handshakes.sent { // the initiation did not go with this ping
 		p.write(now, p.handshakes.again(now))
 	}
-	answer := p.paths.path()
-	answer.RTT = rtt
+	path := p.paths.path()
+	path.RTT = rtt
 	for _, w := range p.waiting {
-		w <- answer
+		w <- path
 	}
 	p.waiting = nil
 	p.settle()
 	return true
 }
 
-// meet compares the peer's instance with the one known. A new one has lost
+// moved looks for the peer from where this node is now, and tells it so.
+func (p *peer) moved(now instant) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.closed {
+		p.do(now, p.paths.moved(now))
+		p.settle()
+	}
+}
+
+// meet compares what a pong says of the peer with what is known, and is false
+// for a pong from before the peer's network changed. A new instance has lost
 // WireGuard's sessions, and the peer's clock may have been set back, which
 // WireGuard would refuse for as long: so WireGuard's peer is made anew.
-func (p *peer) meet(instance uint64) {
+func (p *peer) meet(pong wire.Probe) bool {
 	switch {
 	case p.instance == 0:
-		p.instance = instance
-	case p.instance != instance && p.restarted != instance:
-		p.restarted = instance
+		p.instance, p.place = pong.Instance, pong.Place
+	case p.instance != pong.Instance && p.restarted != pong.Instance:
+		p.restarted, p.place = pong.Instance, pong.Place
 		p.paths.best = nil // it may be somewhere else now
 		p.bind.news(p)
+	case p.place != pong.Place:
+		if int16(pong.Place-p.place) < 0 { // serial numbers, as in RFC 1982
+			return false
+		}
+		p.place = pong.Place
+		p.paths.relocated()
 	}
+	return true
 }
 
 // renewed is called when WireGuard's peer was made anew.
@@ -303,19 +368,38 @@ func usable(list []netip.AddrPort, inside netip.Addr) (out []netip.AddrPort) {
 
 // learn adds addresses to try; stored ones replace those stored before.
 func (p *peer) learn(from origin, addrs []netip.AddrPort) {
-	addrs = usable(addrs, p.addr)
+	var ways []hop
+	for _, a := range usable(addrs, p.addr) {
+		ways = append(ways, direct(a))
+	}
+	p.take(from, ways)
+}
+
+// take adds ways to the peer; those that are stored and relays replace those of
+// before.
+func (p *peer) take(from origin, ways []hop) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
 		return
 	}
 	now := p.bind.now()
-	if from == roster {
-		p.ask(now, p.paths.replace(now, addrs))
+	if from >= roster {
+		p.do(now, p.paths.replace(now, from, ways))
 	} else {
-		p.ask(now, p.paths.learn(now, from, addrs...))
+		p.do(now, p.paths.learn(now, from, ways...))
 	}
 	p.settle()
+}
+
+// drop forgets a relay.
+func (p *peer) drop(via *peer) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.paths.drop(via)
+	if !p.closed {
+		p.settle()
+	}
 }
 
 // path returns the path as it is now.
@@ -331,7 +415,7 @@ func (p *peer) report() (path Path, changed, restarted bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	path = p.paths.path()
-	changed = path.Kind != p.told.Kind || path.Addr != p.told.Addr
+	changed = !path.same(p.told)
 	p.told = path
 	return path, changed, p.restarted != 0 && !p.closed
 }
@@ -370,11 +454,16 @@ func (p *peer) await(answer chan Path) {
 		p.waiting = append(p.waiting, answer)
 	}
 	now := p.bind.now()
-	to := p.paths.all()
-	if p.paths.isTrusted(now) && !p.paths.best.owes() {
-		to = []netip.AddrPort{p.paths.best.addr}
+	errands := p.paths.want(now)
+	switch {
+	case errands != nil:
+	case p.paths.isTrusted(now) && !p.paths.best.owes():
+		errands = p.paths.ask(now, p.paths.best)
+	default:
+		errands = p.paths.approach(now, p.paths.candidates...)
 	}
-	p.ask(now, to)
+	p.do(now, errands)
+	p.settle()
 }
 
 func (p *peer) forget(answer chan Path) {

@@ -75,9 +75,9 @@ func openSocket(network string, at netip.AddrPort) (*socket, error) {
 
 func (s *socket) port() uint16 { return uint16(s.LocalAddr().(*net.UDPAddr).Port) }
 
-// send sends datagrams to one address.
-func (s *socket) send(bufs [][]byte, to netip.AddrPort) error {
-	if len(bufs) == 1 {
+// send sends datagrams to one address, each with head in front.
+func (s *socket) send(head []byte, bufs [][]byte, to netip.AddrPort) error {
+	if len(bufs) == 1 && head == nil {
 		_, err := s.WriteToUDPAddrPort(bufs[0], to)
 		return err
 	}
@@ -85,6 +85,9 @@ func (s *socket) send(bufs [][]byte, to netip.AddrPort) error {
 	msgs := make([]ipv6.Message, len(bufs))
 	for i := range bufs {
 		msgs[i] = ipv6.Message{Buffers: bufs[i : i+1], Addr: addr}
+		if head != nil {
+			msgs[i].Buffers = [][]byte{head, bufs[i]}
+		}
 	}
 	for len(msgs) > 0 {
 		n, err := s.batch.WriteBatch(msgs, 0)

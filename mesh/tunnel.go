@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.zx2c4.com/wireguard/device"
 
@@ -18,12 +19,16 @@ import (
 // port and a network stack.
 type tunnel struct {
 	addr   netip.Addr // in the overlay
+	listen netip.AddrPort
+	told   []netip.AddrPort // what is offered instead of what is found; nil: nothing
 	log    *slog.Logger
 	net    *netstack.Net
 	bind   *bind
 	dev    *device.Device
 	local  *localNet
 	onPath func(*peer, Path)
+	beat   func() // called each keepHome; nil: nothing to do
+	sights sights
 
 	configure sync.Mutex // held while the set of WireGuard's peers changes
 
@@ -38,19 +43,25 @@ type tunnel struct {
 type tunnelConfig struct {
 	key    identity.WGKey
 	listen netip.AddrPort
+	told   []netip.AddrPort
 	addrs  []netip.Addr // in the overlay; the first is the tunnel's own
 	accept func(netstack.Packet) bool
 	log    *slog.Logger
 	onPath func(*peer, Path)
+	relay  func(from, to *peer, n int) bool // nil: nothing is relayed
+	beat   func()
 }
 
 func openTunnel(cfg tunnelConfig) (*tunnel, error) {
 	t := &tunnel{
-		addr: cfg.addrs[0], log: cfg.log, local: readLocalNet(), onPath: cfg.onPath,
+		addr: cfg.addrs[0], listen: cfg.listen, told: cfg.told, log: cfg.log, local: readLocalNet(), onPath: cfg.onPath, beat: cfg.beat,
 		news: map[*peer]bool{}, ready: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	var err error
-	if t.bind, err = newBind(cfg.listen, t.local.kind, t.report); err != nil {
+	t.bind, err = newBind(cfg.listen, bindConfig{
+		kind: t.local.kind, news: t.report, addrs: t.candidates, saw: t.saw, relay: cfg.relay,
+	})
+	if err != nil {
 		return nil, err
 	}
 	if t.net, err = netstack.New(netstack.Config{Addrs: cfg.addrs, MTU: mtu, Accept: cfg.accept}); err != nil {
@@ -87,13 +98,7 @@ func wireguardLog(log *slog.Logger) *device.Logger {
 func (t *tunnel) close() {
 	t.once.Do(func() { close(t.done) })
 	t.watch.Wait()
-	t.bind.mu.Lock()
-	var peers []*peer
-	for _, p := range t.bind.byKey {
-		peers = append(peers, p)
-	}
-	t.bind.mu.Unlock()
-	for _, p := range peers {
+	for _, p := range t.bind.peers() {
 		t.bind.remove(p)
 	}
 	t.dev.Close()
@@ -113,10 +118,17 @@ func (t *tunnel) report(p *peer) {
 // follow renews peers that restarted and passes reports on, until the tunnel
 // closes.
 func (t *tunnel) follow() {
+	beat := time.NewTicker(keepHome)
+	defer beat.Stop()
 	for {
 		select {
 		case <-t.done:
 			return
+		case <-beat.C:
+			if t.beat != nil {
+				t.beat()
+			}
+			continue
 		case <-t.ready:
 		}
 		t.newsMu.Lock()
@@ -132,6 +144,18 @@ func (t *tunnel) follow() {
 				t.onPath(p, path)
 			}
 		}
+	}
+}
+
+// networkChanged tells every peer that was heard of lately where this node is
+// now, and looks for the best paths from there.
+func (t *tunnel) networkChanged() {
+	t.local.refresh()
+	t.sights.forget()
+	t.bind.moves.Add(1)
+	now := t.bind.now()
+	for _, p := range t.bind.peers() {
+		p.moved(now)
 	}
 }
 

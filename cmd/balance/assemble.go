@@ -109,7 +109,7 @@ func openMembers(node *mesh.Node, self identity.ID, who *roster, f *facts, held 
 		Mesh: who.now().Mesh, Self: self, Listener: ln, Packets: packets, Roster: who.others, OnChange: heard.member, Log: log,
 		Dial: func(ctx context.Context, id identity.ID) (net.Conn, error) { return node.Dial(ctx, id, gossipPort) },
 		Meta: func() []byte {
-			b, err := encodeGossip(node.LocalAddrs(), f.sampler.Live(held()))
+			b, err := encodeGossip(node.Addrs(), f.sampler.Live(held()))
 			if err != nil {
 				log.Error("encode gossip", "error", err)
 			}

@@ -65,7 +65,7 @@ func (d *door) invite(ctx context.Context, req inviteRequest) (inviteReply, erro
 	if req.TTL <= 0 || req.TTL > maxInviteTTL {
 		return none, fail("usage", "", "an invite is good for up to %v, not for %v", maxInviteTTL, req.TTL)
 	}
-	addrs := d.node.LocalAddrs()
+	addrs := d.node.Addrs()
 	if len(addrs) == 0 {
 		return none, fail("failure", "connect it to a network, or start it with --listen", "this machine has no address that another one could reach")
 	}

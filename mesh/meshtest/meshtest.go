@@ -36,9 +36,15 @@ type Mesh struct {
 	Nodes []*mesh.Node // nil: stopped
 	Log   *slog.Logger
 
+	// Relay says what each node passes on for others; nil: nothing. It is set
+	// before nodes start.
+	Relay func(node int, from, to identity.ID) bool
+
 	t     testing.TB
 	addrs []netip.AddrPort // of each node's UDP socket, also while it is stopped
 	links map[[2]int]*Link
+
+	advertise []netip.AddrPort // what nodes say of themselves instead of where they are
 
 	mu     sync.Mutex
 	onPath func(node int, id identity.ID, p mesh.Path)
@@ -57,14 +63,22 @@ func New(t testing.TB, n int) *Mesh {
 // Shaped starts n nodes that reach each other through links.
 func Shaped(t testing.TB, n int) *Mesh {
 	t.Helper()
+	m := PrepareShaped(t, n)
+	for i := range n {
+		m.Start(i)
+	}
+	return m
+}
+
+// PrepareShaped makes what [Shaped] starts.
+func PrepareShaped(t testing.TB, n int) *Mesh {
+	t.Helper()
 	m := Prepare(t, n)
+	m.advertise = []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:9")} // nobody goes round a link
 	for i := range n {
 		for j := range i {
 			m.links[[2]int{j, i}] = newLink(t, m, j, i)
 		}
-	}
-	for i := range n {
-		m.Start(i)
 	}
 	return m
 }
@@ -107,6 +121,8 @@ func (m *Mesh) Start(i int) {
 	m.t.Helper()
 	n, err := mesh.Open(mesh.Config{
 		Keys: m.Keys[i], Mesh: m.ID, Listen: m.addrs[i], Log: m.Log,
+		Advertise: m.advertise,
+		Relay:     func(from, to identity.ID) bool { return m.Relay != nil && m.Relay(i, from, to) },
 		OnPath: func(id identity.ID, p mesh.Path) {
 			m.mu.Lock()
 			defer m.mu.Unlock()

@@ -3,6 +3,7 @@ package wire
 import (
 	"fmt"
 	"net/netip"
+	"reflect"
 	"testing"
 
 	"github.com/balanceai/balance/mesh/identity"
@@ -28,15 +29,23 @@ func testPong(seen string) Probe {
 func TestProbeOnTheWire(t *testing.T) {
 	send, _, _, receive := testProbeKeys(t)
 	ping := Probe{Kind: Ping, Tx: 0x0102030405060708, Instance: 0x1112131415161718}
-	for name, p := range map[string]Probe{
-		"ping": ping, "pong4": testPong("192.0.2.1:7000"), "pong6": testPong("[2001:db8::1]:7000"),
+	padded, call := ping, ping
+	padded.Place, padded.Size = 7, 80
+	call.Kind, call.Place = Call, 7
+	call.Addrs = []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:7000"), netip.MustParseAddrPort("[2001:db8::1]:7000")}
+	for name, c := range map[string]struct {
+		p    Probe
+		size int
+	}{
+		"ping": {ping, ProbeSize}, "padded": {padded, 80}, "call": {call, ProbeSize + 2*18},
+		"pong4": {testPong("192.0.2.1:7000"), ProbeSize}, "pong6": {testPong("[2001:db8::1]:7000"), ProbeSize},
 	} {
-		b := send.Seal(p)
+		p, b := c.p, send.Seal(c.p)
 		golden(t, name, b)
-		if len(b) != ProbeSize {
-			t.Errorf("%s has %d bytes, want %d", name, len(b), ProbeSize)
+		if len(b) != c.size {
+			t.Errorf("%s has %d bytes, want %d", name, len(b), c.size)
 		}
-		if got, ok := receive.Open(b); !ok || got != p {
+		if got, ok := receive.Open(b); !ok || !reflect.DeepEqual(got, p) {
 			t.Errorf("%s opens as %+v, %v; want %+v", name, got, ok, p)
 		}
 	}
@@ -89,7 +98,7 @@ func TestProbeOfOthersIsRefused(t *testing.T) {
 	if _, ok := bReceive.Open(append(good, 0)); ok {
 		t.Error("a probe with a byte more opens")
 	}
-	if _, ok := bReceive.Open(aSend.Seal(Probe{Kind: 3})); ok {
+	if _, ok := bReceive.Open(aSend.Seal(Probe{Kind: 5})); ok {
 		t.Error("a probe of an unknown kind opens")
 	}
 	if _, _, err := ProbeKeys(identity.WGKeyFromBytes([32]byte{0x10}), identity.WGPublic{}); err == nil {
@@ -105,7 +114,7 @@ func TestProbeKeyIsNotPrinted(t *testing.T) {
 }
 
 func FuzzProbe(f *testing.F) {
-	for _, name := range []string{"ping", "pong4", "pong6"} {
+	for _, name := range []string{"ping", "padded", "call", "pong4", "pong6"} {
 		f.Add(readGolden(f, name))
 	}
 	f.Add([]byte{probeMark})
@@ -117,7 +126,7 @@ func FuzzProbe(f *testing.F) {
 			return
 		}
 		again, ok := receive.Open(receive.Seal(p))
-		if !ok || again != p {
+		if !ok || !reflect.DeepEqual(again, p) {
 			t.Errorf("%+v is read again as %+v", p, again)
 		}
 	})

@@ -1,0 +1,243 @@
+package mesh
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/balanceai/balance/mesh/identity"
+	"github.com/balanceai/balance/mesh/wire"
+)
+
+const (
+	maxHomes  = 3                // relays that a node keeps a path to
+	maxRelays = 16               // relays that it looks at
+	keepHome  = 20 * time.Second // between pings to a home: a NAT forgets after 30 s
+	permitFor = time.Second      // how long the owner's answer holds
+)
+
+// onward collects the frames of one read that go on to others, so that those to
+// one peer leave together.
+type onward struct {
+	to     []*peer
+	frames [][]byte
+}
+
+// add takes a frame that a peer has sent and turns its header round.
+func (o *onward) add(b *bind, now instant, from, to *peer, frame []byte) {
+	if from == to || b.cfg.relay == nil || !b.cfg.relay(from, to, len(frame)) {
+		return
+	}
+	to.wake(now)
+	to.out.SealFrame(frame, wire.FromRelay, from.name)
+	o.to, o.frames = append(o.to, to), append(o.frames, frame)
+}
+
+func (o *onward) flush(b *bind) {
+	for i := 0; i < len(o.to); {
+		end := i + 1
+		for end < len(o.to) && o.to[end] == o.to[i] {
+			end++
+		}
+		if leg := o.to[i].leg.Load(); leg != nil {
+			_ = b.write(nil, o.frames[i:end], *leg) // a datagram may be lost
+		}
+		i = end
+	}
+	clear(o.to)
+	clear(o.frames)
+	o.to, o.frames = o.to[:0], o.frames[:0]
+}
+
+// carrier decides what this node relays.
+type carrier struct {
+	may   func(from, to identity.ID) bool
+	limit rate.Limit // bytes per second of each member that sends; 0: none
+	bytes atomic.Uint64
+
+	mu      sync.Mutex
+	permits map[[2]*peer]permit
+	buckets map[*peer]*rate.Limiter
+}
+
+type permit struct {
+	ok    bool
+	until time.Time
+}
+
+func newCarrier(may func(from, to identity.ID) bool, limit int) *carrier {
+	return &carrier{may: may, limit: rate.Limit(limit), permits: map[[2]*peer]permit{}, buckets: map[*peer]*rate.Limiter{}}
+}
+
+// take reports whether n bytes may go from one peer to another now.
+func (c *carrier) take(from, to *peer, n int) bool {
+	now := time.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	key := [2]*peer{from, to}
+	p, ok := c.permits[key]
+	if !ok || now.After(p.until) {
+		maps.DeleteFunc(c.permits, func(_ [2]*peer, p permit) bool { return now.After(p.until) })
+		p = permit{c.may(from.id, to.id), now.Add(permitFor)}
+		c.permits[key] = p
+	}
+	if !p.ok || !c.withinLimit(from, now, n) {
+		return false
+	}
+	c.bytes.Add(uint64(n))
+	return true
+}
+
+func (c *carrier) withinLimit(from *peer, now time.Time, n int) bool {
+	if c.limit == 0 {
+		return true
+	}
+	b := c.buckets[from]
+	if b == nil {
+		b = rate.NewLimiter(c.limit, max(int(c.limit)/4, 1<<17))
+		c.buckets[from] = b
+	}
+	return b.AllowN(now, n)
+}
+
+// forget drops what is kept of a peer that has left.
+func (c *carrier) forget(p *peer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.buckets, p)
+	maps.DeleteFunc(c.permits, func(key [2]*peer, _ permit) bool { return key[0] == p || key[1] == p })
+}
+
+// Relayed returns how many bytes this node has passed on for others.
+func (n *Node) Relayed() uint64 { return n.carrier.bytes.Load() }
+
+// SetRelays says which members relay for this node: the likely ones first; the
+// node looks at sixteen. It keeps a path to the three nearest, its homes, so that
+// whoever relays by them reaches it, and so that it can send by them at once.
+func (n *Node) SetRelays(list []identity.ID) {
+	list = slices.DeleteFunc(slices.Clone(list), func(id identity.ID) bool { return id == n.self })
+	n.mu.Lock()
+	same := slices.Equal(list, n.relays)
+	n.relays = list
+	n.mu.Unlock()
+	if !same {
+		n.keepHomes()
+		n.settleHomes()
+		n.assignAll()
+	}
+}
+
+// SetHomes says by which relays a member is reached.
+func (n *Node) SetHomes(id identity.ID, homes []identity.ID) {
+	n.mu.Lock()
+	p := n.members[id]
+	same := p == nil || slices.Equal(homes, p.homes)
+	if !same {
+		p.homes = slices.Clone(homes[:min(len(homes), maxHomes)])
+	}
+	n.mu.Unlock()
+	if !same {
+		n.assign(p)
+	}
+}
+
+// Homes returns the relays by which this node can be reached now, the nearest
+// first.
+func (n *Node) Homes() []identity.ID {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return slices.Clone(n.homes)
+}
+
+// keepHomes sees to it that the paths to homes, or to what may become one, are
+// known and stay open.
+func (n *Node) keepHomes() {
+	n.mu.RLock()
+	look := n.homes
+	if len(look) < maxHomes {
+		look = n.relays[:min(len(n.relays), maxRelays)]
+	}
+	var list []*peer
+	for _, id := range look {
+		if p := n.members[id]; p != nil {
+			list = append(list, p)
+		}
+	}
+	n.mu.RUnlock()
+	now := n.bind.now()
+	for _, p := range list {
+		p.wake(now)
+	}
+}
+
+// settleHomes chooses the homes anew: those that are and can be reached stay.
+func (n *Node) settleHomes() {
+	n.mu.Lock()
+	type home struct {
+		id   identity.ID
+		rtt  time.Duration
+		kept bool
+	}
+	var near []home
+	for _, id := range n.relays[:min(len(n.relays), maxRelays)] {
+		p := n.members[id]
+		if p == nil {
+			continue
+		}
+		if path := p.path(); path.Kind > Relayed {
+			near = append(near, home{id, path.RTT, slices.Contains(n.homes, id)})
+		}
+	}
+	slices.SortStableFunc(near, func(a, b home) int {
+		if a.kept != b.kept {
+			if a.kept {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Compare(a.rtt, b.rtt)
+	})
+	var homes []identity.ID
+	for _, h := range near[:min(len(near), maxHomes)] {
+		homes = append(homes, h.id)
+	}
+	same := slices.Equal(homes, n.homes)
+	n.homes = homes
+	n.mu.Unlock()
+	if !same {
+		n.assignAll()
+	}
+}
+
+func (n *Node) assignAll() {
+	n.mu.RLock()
+	list := slices.Collect(maps.Values(n.members))
+	n.mu.RUnlock()
+	for _, p := range list {
+		n.assign(p)
+	}
+}
+
+// assign tells a peer the relays that may lead to it: its homes, then ours, and
+// while we know of neither, any.
+func (n *Node) assign(p *peer) {
+	n.mu.RLock()
+	ids := append(slices.Clone(p.homes), n.homes...)
+	if len(ids) == 0 {
+		ids = n.relays
+	}
+	var ways []hop
+	for _, id := range ids {
+		via := n.members[id]
+		if h := (hop{via: via}); via != nil && via != p && !slices.Contains(ways, h) {
+			ways = append(ways, h)
+		}
+	}
+	n.mu.RUnlock()
+	p.take(relay, ways)
+}
