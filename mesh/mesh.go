@@ -58,11 +58,9 @@ type Config struct {
 	// block shortly, and must not close the node.
 	OnPath func(identity.ID, Path)
 	// Relay says whether this node passes on what one member sends to another,
-	// which it cannot read. Nil is never. It must not block.
-	Relay func(from, to identity.ID) bool
-	// RelayRate is how many bytes per second each member may send through this
-	// node. 0 is any number.
-	RelayRate int
+	// which it cannot read, and how many bytes per second of all that the first
+	// one sends; 0 is any number. Nil is never. It must not block.
+	Relay func(from, to identity.ID) (rate int, ok bool)
 }
 
 // Peer is a member to be reached.
@@ -101,7 +99,7 @@ func Open(cfg Config) (*Node, error) {
 		members: map[identity.ID]*peer{},
 		byAddr:  map[netip.Addr]identity.ID{},
 		joiners: map[identity.ID]*joiner{},
-		carrier: newCarrier(cfg.Relay, cfg.RelayRate),
+		carrier: newCarrier(cfg.Relay),
 	}
 	var pass func(from, to *peer, size int) bool
 	if cfg.Relay != nil {

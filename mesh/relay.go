@@ -56,8 +56,7 @@ func (o *onward) flush(b *bind) {
 
 // carrier decides what this node relays.
 type carrier struct {
-	may   func(from, to identity.ID) bool
-	limit rate.Limit // bytes per second of each member that sends; 0: none
+	may   func(from, to identity.ID) (rate int, ok bool)
 	bytes atomic.Uint64
 
 	mu      sync.Mutex
@@ -66,12 +65,13 @@ type carrier struct {
 }
 
 type permit struct {
+	rate  int // bytes per second; 0: any number
 	ok    bool
 	until time.Time
 }
 
-func newCarrier(may func(from, to identity.ID) bool, limit int) *carrier {
-	return &carrier{may: may, limit: rate.Limit(limit), permits: map[[2]*peer]permit{}, buckets: map[*peer]*rate.Limiter{}}
+func newCarrier(may func(from, to identity.ID) (rate int, ok bool)) *carrier {
+	return &carrier{may: may, permits: map[[2]*peer]permit{}, buckets: map[*peer]*rate.Limiter{}}
 }
 
 // take reports whether n bytes may go from one peer to another now.
@@ -83,26 +83,24 @@ func (c *carrier) take(from, to *peer, n int) bool {
 	p, ok := c.permits[key]
 	if !ok || now.After(p.until) {
 		maps.DeleteFunc(c.permits, func(_ [2]*peer, p permit) bool { return now.After(p.until) })
-		p = permit{c.may(from.id, to.id), now.Add(permitFor)}
+		p.rate, p.ok = c.may(from.id, to.id)
+		p.until = now.Add(permitFor)
 		c.permits[key] = p
+		c.setRate(from, p.rate)
 	}
-	if !p.ok || !c.withinLimit(from, now, n) {
+	if !p.ok || (p.rate > 0 && !c.buckets[from].AllowN(now, n)) {
 		return false
 	}
 	c.bytes.Add(uint64(n))
 	return true
 }
 
-func (c *carrier) withinLimit(from *peer, now time.Time, n int) bool {
-	if c.limit == 0 {
-		return true
+// setRate makes a rate, in bytes per second, that of a sender; a quarter of a
+// second of it may come at once.
+func (c *carrier) setRate(from *peer, perSecond int) {
+	if b := c.buckets[from]; perSecond > 0 && (b == nil || b.Limit() != rate.Limit(perSecond)) {
+		c.buckets[from] = rate.NewLimiter(rate.Limit(perSecond), max(perSecond/4, 1<<17))
 	}
-	b := c.buckets[from]
-	if b == nil {
-		b = rate.NewLimiter(c.limit, max(int(c.limit)/4, 1<<17))
-		c.buckets[from] = b
-	}
-	return b.AllowN(now, n)
 }
 
 // forget drops what is kept of a peer that has left.

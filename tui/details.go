@@ -84,6 +84,8 @@ func pathWords(p fleet.Path) string {
 		return "LAN, " + p.Addr
 	case fleet.PathDirect:
 		return "direct, " + p.Addr
+	case fleet.PathRelay:
+		return "relayed by " + p.Via
 	case fleet.PathNone, "":
 		return "no address has answered"
 	default:

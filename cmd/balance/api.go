@@ -44,6 +44,7 @@ type nodeRow struct {
 	Path    string      `json:"path"`
 	RTTMS   *float64    `json:"rtt_ms"`
 	Addr    string      `json:"endpoint,omitempty"`
+	Via     string      `json:"via,omitempty"` // the relay
 	Self    bool        `json:"self"`
 	Offers  bool        `json:"offers"`
 	GPUs    []string    `json:"gpus"`
@@ -53,7 +54,7 @@ type nodeRow struct {
 func nodeRows(nodes []fleet.Node) []nodeRow {
 	rows := make([]nodeRow, 0, len(nodes))
 	for _, n := range nodes {
-		r := nodeRow{Name: n.Name, ID: n.ID, Owner: n.Owner, Address: n.Address, State: n.State, Path: n.Path.Kind, Addr: n.Path.Addr, Self: n.Self, GPUs: []string{}}
+		r := nodeRow{Name: n.Name, ID: n.ID, Owner: n.Owner, Address: n.Address, State: n.State, Path: n.Path.Kind, Addr: n.Path.Addr, Via: n.Path.Via, Self: n.Self, GPUs: []string{}}
 		if n.Path.RTT > 0 {
 			ms := millis(n.Path.RTT)
 			r.RTTMS = &ms
@@ -89,6 +90,7 @@ type pingReply struct {
 	Node  string  `json:"node"`
 	Path  string  `json:"path"`
 	Addr  string  `json:"endpoint,omitempty"`
+	Via   string  `json:"via,omitempty"` // the relay
 	RTTMS float64 `json:"rtt_ms"`
 	Error string  `json:"error,omitempty"`
 }

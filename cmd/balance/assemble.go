@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sync/errgroup"
@@ -109,7 +110,7 @@ func openMembers(node *mesh.Node, self identity.ID, who *roster, f *facts, held 
 		Mesh: who.now().Mesh, Self: self, Listener: ln, Packets: packets, Roster: who.others, OnChange: heard.member, Log: log,
 		Dial: func(ctx context.Context, id identity.ID) (net.Conn, error) { return node.Dial(ctx, id, gossipPort) },
 		Meta: func() []byte {
-			b, err := encodeGossip(node.Addrs(), f.sampler.Live(held()))
+			b, err := encodeGossip(node.Addrs(), node.Homes(), f.sampler.Live(held()))
 			if err != nil {
 				log.Error("encode gossip", "error", err)
 			}
@@ -143,13 +144,37 @@ func follow(ctx context.Context, who *roster, db *store.Store, node *mesh.Node, 
 		}
 		node.SetPeers(peers)
 		view.SetMembers(members)
+		useRelays(node, who.self, view)
 	})
 	offers, err := db.Latest(ctx, fleet.KindOffer)
 	if err != nil {
 		return err
 	}
 	takeOffers(view, offers)
+	useRelays(node, who.self, view)
 	return nil
+}
+
+// useRelays tells the mesh who relays for this machine: its owner's other
+// machines first.
+func useRelays(node *mesh.Node, self identity.ID, view *fleet.View) {
+	nodes, _ := view.Snapshot()
+	i := slices.IndexFunc(nodes, func(n fleet.Node) bool { return n.ID == self })
+	if i < 0 {
+		return
+	}
+	owner := nodes[i].Owner
+	var own, others []identity.ID
+	for _, n := range nodes {
+		switch {
+		case n.Offer == nil || !n.Offer.Terms.Relays(n.Owner, owner, ""):
+		case n.Owner == owner:
+			own = append(own, n.ID)
+		default:
+			others = append(others, n.ID)
+		}
+	}
+	node.SetRelays(append(own, others...))
 }
 
 // takeOffers puts the offers among entries into the view.
@@ -186,7 +211,7 @@ func onCommit(changed chan<- []*wire.Entry, r *replica.Replica) func([]*wire.Ent
 }
 
 // keepUp evaluates what the ledger has stored until ctx ends.
-func keepUp(ctx context.Context, changed <-chan []*wire.Entry, who *roster, view *fleet.View, log *slog.Logger) error {
+func keepUp(ctx context.Context, changed <-chan []*wire.Entry, who *roster, node *mesh.Node, view *fleet.View, log *slog.Logger) error {
 	for {
 		select {
 		case <-ctx.Done():
@@ -198,6 +223,7 @@ func keepUp(ctx context.Context, changed <-chan []*wire.Entry, who *roster, view
 				}
 			}
 			takeOffers(view, fresh)
+			useRelays(node, who.self, view)
 		}
 	}
 }

@@ -180,6 +180,14 @@ func (f *facts) reload() bool {
 	return true
 }
 
+// relays says whether this machine passes on what one member sends to another,
+// and how many bytes a second of it; 0 is any number.
+func (f *facts) relays(from, to identity.ID) (rate int, ok bool) {
+	members := f.who.now().Members
+	offer, _ := f.current()
+	return int(offer.Terms.RelayRate), offer.Terms.Relays(f.who.me().Owner, members[from].Owner, members[to].Owner)
+}
+
 // self as placement sees it: the same facts and the same code that a submitter
 // uses, but live.
 func (f *facts) node(held fleet.Held) fleet.Node {

@@ -62,12 +62,20 @@ func (n *news) stop() { close(n.over) }
 type gossip struct {
 	Addrs [][]byte `cbor:"1,keyasint,omitempty"` // UDP addresses, as netip.AddrPort marshals them
 	Live  []byte   `cbor:"2,keyasint,omitempty"` // a fleet.Live
+	Homes [][]byte `cbor:"3,keyasint,omitempty"` // relays that reach it: the first bytes of their identities
 }
+
+// homeName is how many bytes of an identity name a relay in the gossip: enough
+// to tell members apart, where a wrong guess is a relay that does not answer.
+const homeName = 8
 
 const maxGossipAddrs = 6
 
-func encodeGossip(addrs []netip.AddrPort, live fleet.Live) ([]byte, error) {
+func encodeGossip(addrs []netip.AddrPort, homes []identity.ID, live fleet.Live) ([]byte, error) {
 	var g gossip
+	for _, id := range homes {
+		g.Homes = append(g.Homes, id[:homeName])
+	}
 	for _, a := range addrs[:min(len(addrs), maxGossipAddrs)] {
 		b, err := a.MarshalBinary()
 		if err != nil {
@@ -83,25 +91,25 @@ func encodeGossip(addrs []netip.AddrPort, live fleet.Live) ([]byte, error) {
 	return wire.Marshal(g)
 }
 
-func decodeGossip(b []byte) (addrs []netip.AddrPort, live *fleet.Live, err error) {
+func decodeGossip(b []byte) (addrs []netip.AddrPort, homes [][]byte, live *fleet.Live, err error) {
 	var g gossip
 	if err := wire.Unmarshal(b, &g); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	for _, raw := range g.Addrs[:min(len(g.Addrs), maxGossipAddrs)] {
 		var a netip.AddrPort
 		if err := a.UnmarshalBinary(raw); err != nil {
-			return nil, nil, err
+			return nil, nil, nil, err
 		}
 		addrs = append(addrs, a)
 	}
 	if len(g.Live) > 0 {
 		live = &fleet.Live{}
 		if err := wire.Unmarshal(g.Live, live); err != nil {
-			return nil, nil, err
+			return nil, nil, nil, err
 		}
 	}
-	return addrs, live, nil
+	return addrs, g.Homes, live, nil
 }
 
 // meeting tells the parts that want to know what the mesh says about others.
@@ -109,6 +117,7 @@ type meeting struct {
 	news      *news
 	node      *mesh.Node
 	db        *store.Store
+	who       *roster
 	view      *fleet.View
 	alive     *member.List
 	replica   *replica.Replica
@@ -133,22 +142,30 @@ func (m *meeting) run(ctx context.Context) error {
 }
 
 func (m *meeting) path(ctx context.Context, n pathNews) {
-	m.view.SetPath(n.id, asPath(n.path))
+	m.view.SetPath(n.id, m.who.path(n.path))
 	if n.path.Kind == mesh.None {
+		return
+	}
+	m.alive.Poke(n.id)
+	if n.path.Kind == mesh.Relayed {
 		return
 	}
 	if err := m.db.SaveAddr(ctx, n.id, n.path.Addr, time.Now()); err != nil && ctx.Err() == nil {
 		m.log.Warn("remember an address", "error", err)
 	}
-	m.alive.Poke(n.id)
 }
 
-// asPath turns the mesh's words into those of the view.
-func asPath(p mesh.Path) fleet.Path {
-	if p.Kind == mesh.None {
-		return fleet.Path{Kind: fleet.PathNone}
+// path turns the mesh's words into those of the view.
+func (r *roster) path(p mesh.Path) fleet.Path {
+	out := fleet.Path{Kind: p.Kind.String(), RTT: p.RTT}
+	switch p.Kind {
+	case mesh.None:
+	case mesh.Relayed:
+		out.Via = r.name(p.Via)
+	default:
+		out.Addr = p.Addr.String()
 	}
-	return fleet.Path{Kind: p.Kind.String(), Addr: p.Addr.String(), RTT: p.RTT}
+	return out
 }
 
 func (m *meeting) member(n memberNews) {
@@ -156,11 +173,12 @@ func (m *meeting) member(n memberNews) {
 	before := m.states[n.id]
 	m.states[n.id] = n.state
 	if len(n.meta) > 0 {
-		addrs, live, err := decodeGossip(n.meta)
+		addrs, homes, live, err := decodeGossip(n.meta)
 		if err != nil {
 			m.log.Debug("gossip that is none", "node", n.id.Short(), "error", err)
 		} else {
 			m.node.AddAddrs(n.id, addrs...)
+			m.node.SetHomes(n.id, m.who.withPrefix(homes))
 			if live != nil {
 				m.view.SetLive(n.id, *live)
 			}

@@ -105,12 +105,27 @@ func (a *app) nodesCommand() *cobra.Command {
 					if r.RTTMS != nil {
 						rtt = fmt.Sprintf("%.2f ms", *r.RTTMS)
 					}
-					out = append(out, []string{name, r.Owner, r.State, r.Path, rtt, r.Address, gives(r), strconv.Itoa(r.Runs)})
+					out = append(out, []string{name, r.Owner, r.State, pathName(r.Path, r.Via), rtt, r.Address, gives(r), strconv.Itoa(r.Runs)})
 				}
 				return table(w, []string{"NAME", "OWNER", "STATE", "PATH", "RTT", "ADDRESS", "OFFERS", "RUNS"}, out)
 			})
 		},
 	}
+}
+
+// pathName is a path in a word or two, pathWords in a few.
+func pathName(kind, via string) string {
+	if via != "" {
+		return kind + " " + via
+	}
+	return kind
+}
+
+func pathWords(kind, addr, via string) string {
+	if via != "" {
+		return "relayed by " + via
+	}
+	return strings.TrimSpace("over " + kind + " " + addr)
 }
 
 func gives(r nodeRow) string {
@@ -147,7 +162,7 @@ func (a *app) pingCommand() *cobra.Command {
 					_, err := fmt.Fprintf(a.print.out, "%s: %s\n", p.Node, clean(p.Error, false))
 					return err
 				}
-				_, err := fmt.Fprintf(a.print.out, "%s: %.2f ms over %s %s\n", p.Node, p.RTTMS, p.Path, p.Addr)
+				_, err := fmt.Fprintf(a.print.out, "%s: %.2f ms %s\n", p.Node, p.RTTMS, pathWords(p.Path, p.Addr, p.Via))
 				return err
 			})
 			if err == nil && !answered {

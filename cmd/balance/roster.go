@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"slices"
@@ -75,6 +76,20 @@ func (r *roster) others() []identity.ID {
 	for id := range r.now().Members {
 		if id != r.self {
 			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// withPrefix returns the members whose identities begin with one of a list.
+func (r *roster) withPrefix(prefixes [][]byte) []identity.ID {
+	state := r.now()
+	var ids []identity.ID
+	for _, p := range prefixes {
+		for id := range state.Members {
+			if len(p) == homeName && bytes.HasPrefix(id[:], p) {
+				ids = append(ids, id)
+			}
 		}
 	}
 	return ids

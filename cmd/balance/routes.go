@@ -188,7 +188,7 @@ func (l *localAPI) picture() []fleet.Node {
 	nodes, _ := l.view.Snapshot()
 	for i := range nodes {
 		if n := &nodes[i]; !n.Self && n.State != fleet.Down {
-			n.Path = asPath(l.node.Path(n.ID))
+			n.Path = l.who.path(l.node.Path(n.ID))
 		}
 	}
 	return nodes
@@ -237,7 +237,8 @@ func (l *localAPI) pingOnce(ctx context.Context, id identity.ID) pingReply {
 		p.Path, p.Error = fleet.PathNone, err.Error()
 		return p
 	}
-	p.Path, p.Addr, p.RTTMS = path.Kind.String(), path.Addr.String(), millis(path.RTT)
+	as := l.who.path(path)
+	p.Path, p.Addr, p.Via, p.RTTMS = as.Kind, as.Addr, as.Via, millis(path.RTT)
 	return p
 }
 

@@ -39,10 +39,12 @@ type upConfig struct {
 	listen    netip.AddrPort // the one UDP socket; port 0: the one used last, or any
 	dns       netip.AddrPort // zero: no DNS on the host
 	multicast bool
+	advertise []netip.AddrPort // told to others instead of what is found; nil: nothing
 }
 
 func (a *app) upCommand() *cobra.Command {
 	var listen, dns, format, level string
+	var advertise []string
 	var noMulticast bool
 	cmd := &cobra.Command{
 		Use:   "up",
@@ -56,6 +58,9 @@ func (a *app) upCommand() *cobra.Command {
 				return err
 			}
 			cfg.multicast = !noMulticast
+			if cfg.advertise, err = parseAddrs(advertise); err != nil {
+				return err
+			}
 			log, err := newLog(a.print.err, format, level)
 			if err != nil {
 				return err
@@ -68,6 +73,7 @@ func (a *app) upCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&listen, "listen", "", "address and port of the one UDP socket (default: all addresses, any free port, which is then kept)")
 	f.StringVar(&dns, "dns", "", "answer DNS for the mesh on this loopback address and port, like 127.0.0.1:5354")
+	f.StringSliceVar(&advertise, "advertise", nil, "UDP address and port to tell others instead of those found, where a router forwards a port; repeatable")
 	f.BoolVar(&noMulticast, "no-multicast", false, "do not announce the node on the local network")
 	f.StringVar(&format, "log-format", "text", "text or json")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
@@ -89,6 +95,17 @@ func parseUp(listen, dns string) (cfg upConfig, err error) {
 		}
 	}
 	return cfg, nil
+}
+
+func parseAddrs(list []string) (out []netip.AddrPort, err error) {
+	for _, s := range list {
+		a, err := netip.ParseAddrPort(s)
+		if err != nil {
+			return nil, fail("usage", "for example: --advertise 203.0.113.7:41841", "--advertise: %v", err)
+		}
+		out = append(out, a)
+	}
+	return out, nil
 }
 
 func newLog(w io.Writer, format, level string) (*slog.Logger, error) {
@@ -146,8 +163,15 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	if cfg.listen, err = keptPort(ctx, db, cfg.listen); err != nil {
 		return err
 	}
+	facts, err := newFacts(ctx, h, self, db, who, log)
+	if err != nil {
+		return err
+	}
+	defer facts.probe.Close()
 	heard := newNews()
-	node, err := mesh.Open(mesh.Config{Keys: keys, Mesh: meshID, Listen: cfg.listen, Log: log, OnPath: heard.path})
+	node, err := mesh.Open(mesh.Config{
+		Keys: keys, Mesh: meshID, Listen: cfg.listen, Advertise: cfg.advertise, Log: log, OnPath: heard.path, Relay: facts.relays,
+	})
 	if err != nil {
 		return hint(err, "another program may use the port: choose one with --listen")
 	}
@@ -161,11 +185,6 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	defer peers.CloseIdleConnections()
 	client := func(id identity.ID) *remote.Client { return remote.NewClient(peers, id) }
 
-	facts, err := newFacts(ctx, h, self, db, who, log)
-	if err != nil {
-		return err
-	}
-	defer facts.probe.Close()
 	blobs, err := blob.Open(h.path(blobsDir))
 	if err != nil {
 		return err
@@ -229,8 +248,8 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	group.Go(func() error { facts.sampler.Run(ctx); return nil })
 	group.Go(func() error { return facts.run(ctx) })
 	group.Go(func() error { return api.replica.Run(ctx) })
-	group.Go(func() error { return keepUp(ctx, changed, who, view, log) })
-	met := &meeting{news: heard, node: node, db: db, view: view, alive: alive, replica: api.replica, submitted: submitted, log: log, states: map[identity.ID]string{}}
+	group.Go(func() error { return keepUp(ctx, changed, who, node, view, log) })
+	met := &meeting{news: heard, node: node, db: db, who: who, view: view, alive: alive, replica: api.replica, submitted: submitted, log: log, states: map[identity.ID]string{}}
 	group.Go(func() error { return met.run(ctx) })
 	group.Go(func() error { return prune(ctx, runner, submitted, blobs, log) })
 	if cfg.multicast {

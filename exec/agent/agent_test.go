@@ -257,6 +257,8 @@ func TestDidYouMean(t *testing.T) {
 func TestRules(t *testing.T) {
 	rules, err := ParseRules("rules.yaml", []byte(`
 offer: all
+relay: all
+relay_rate: 10MiB
 labels: [lab, quiet]
 reserve: {cpu: 1, memory: 2GiB}
 others:
@@ -279,18 +281,22 @@ others:
 				{Owner: "ben", Isolation: "none", CPU: 4000, Memory: 8 * task.GiB, GPUs: 1, Time: 2 * time.Hour, From: 22 * 60, To: 7 * 60},
 				{Owner: "*", Isolation: "none", CPU: 500, Memory: task.GiB},
 			},
+			Relay: policy.RelayAll, RelayRate: 10 * task.MiB,
 		},
 		Labels: []string{"lab", "quiet"},
 	})
-	if rules, err := ParseRules("rules.yaml", []byte("offer: nothing")); err != nil || rules.Terms.Offers {
-		t.Errorf("offer: nothing: %+v, %v", rules, err)
+	if rules, err := ParseRules("rules.yaml", []byte("offer: nothing\nrelay: nothing")); err != nil || rules.Terms.Offers || rules.Terms.Relay != "" {
+		t.Errorf("nothing: %+v, %v", rules, err)
+	}
+	if _, err := ParseRules("rules.yaml", []byte("relay: some")); err == nil {
+		t.Error("relay: some: no error")
 	}
 }
 
 // Without a file, and with the one that a new node gets, its owner may use
 // everything and nobody else anything.
 func TestDefaultRules(t *testing.T) {
-	want := Rules{Terms: policy.Terms{Offers: true}}
+	want := Rules{Terms: policy.Terms{Offers: true, Relay: policy.RelayOwn}}
 	rules, err := LoadRules(filepath.Join(t.TempDir(), "rules.yaml"))
 	if err != nil {
 		t.Fatal(err)

@@ -18,6 +18,11 @@ const DefaultRules = `# What this machine gives to the mesh, and on which terms.
 
 offer: all            # all | nothing: a thin client, which runs nothing
 
+# For whom this machine passes on traffic when two members do not reach each
+# other; it cannot read it: own (where one of the two is yours) | all | nothing
+relay: own
+#relay_rate: 10MiB    # a second, of each member that sends
+
 # Words that a run can ask for: balance run --label quiet
 #labels: [lab, quiet]
 
@@ -58,7 +63,7 @@ func LoadRules(path string) (Rules, error) {
 // ParseRules reads the bytes of rules. name is the path of their file, which
 // errors begin with.
 func ParseRules(name string, data []byte) (Rules, error) {
-	rules := Rules{Terms: policy.Terms{Offers: true}}
+	rules := Rules{Terms: policy.Terms{Offers: true, Relay: policy.RelayOwn}}
 	r := &reader{}
 	if root := r.parse(data); root != nil {
 		r.rules(root, &rules)
@@ -71,8 +76,10 @@ func ParseRules(name string, data []byte) (Rules, error) {
 
 func (r *reader) rules(root *yaml.Node, to *Rules) {
 	r.mapping(root, map[string]field{
-		"offer":  value(r, &to.Terms.Offers, "all or nothing", parseOffer),
-		"labels": words(r, &to.Labels, "a label", checkLabel),
+		"offer":      value(r, &to.Terms.Offers, "all or nothing", parseOffer),
+		"relay":      value(r, &to.Terms.Relay, "own, all or nothing", parseRelay),
+		"relay_rate": value(r, &to.Terms.RelayRate, "an amount of bytes a second", task.ParseBytes),
+		"labels":     words(r, &to.Labels, "a label", checkLabel),
 		"reserve": func(n *yaml.Node) {
 			r.mapping(n, map[string]field{
 				"cpu":    value(r, &to.Terms.ReserveCPU, "a number of cores", task.ParseCPU),
@@ -91,6 +98,16 @@ func (r *reader) rules(root *yaml.Node, to *Rules) {
 			}
 		},
 	})
+}
+
+func parseRelay(s string) (string, error) {
+	switch s {
+	case policy.RelayOwn, policy.RelayAll:
+		return s, nil
+	case "nothing":
+		return "", nil
+	}
+	return "", fmt.Errorf("%q is none of own, all and nothing", s)
 }
 
 // grant reads what one other owner gets, and reports whether it is whole.

@@ -132,13 +132,15 @@ const (
 	PathSelf   = "self"
 	PathLAN    = "lan"    // direct, on one network
 	PathDirect = "direct" // direct, routed
-	PathNone   = "none"   // no address has answered
+	PathRelay  = "relay"  // through another member
+	PathNone   = "none"   // nothing has answered
 )
 
 // Path is how packets reach a node.
 type Path struct {
 	Kind string        `json:"kind"`
 	Addr string        `json:"addr,omitempty"` // UDP address of the other end
+	Via  string        `json:"via,omitempty"`  // name of the relay
 	RTT  time.Duration `json:"rtt_ns"`         // 0 where not measured
 }
 

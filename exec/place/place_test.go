@@ -349,7 +349,7 @@ node-2 690 (2000 ms)
   100 memory: leaves 8 GiB of 16 GiB
   500 gpu: has no GPU to leave idle
   40 owner: belongs to the same owner
-  0 path: no direct path is known
+  0 path: no path is known
 node-4 690 (2000 ms)
   50 cpu: leaves 6 of 8 cores
   100 memory: leaves 8 GiB of 16 GiB

@@ -89,13 +89,18 @@ func (f *fit) scorePath() task.Part {
 		return task.Part{Name: "path", Text: "is this machine", Points: pathPoints}
 	case f.node.State == fleet.Suspect:
 		return task.Part{Name: "path", Text: "has not answered lately"}
+	case p.Kind == fleet.PathRelay:
+		return task.Part{Name: "path", Text: "reached through " + p.Via, Points: int(pathPointsFor(p.RTT)/2 + 0.5)}
 	case p.Kind != fleet.PathLAN && p.Kind != fleet.PathDirect:
-		return task.Part{Name: "path", Text: "no direct path is known"}
+		return task.Part{Name: "path", Text: "no path is known"}
 	case p.RTT <= 0:
 		return task.Part{Name: "path", Text: p.Kind + " path, round trip not measured"}
 	}
-	points := pathPoints / (1 + float64(p.RTT)/float64(halfPath))
-	return task.Part{Name: "path", Text: p.Kind + " path, round trip " + short(p.RTT).String(), Points: int(points + 0.5)}
+	return task.Part{Name: "path", Text: p.Kind + " path, round trip " + short(p.RTT).String(), Points: int(pathPointsFor(p.RTT) + 0.5)}
+}
+
+func pathPointsFor(rtt time.Duration) float64 {
+	return pathPoints / (1 + float64(rtt)/float64(halfPath))
 }
 
 // short keeps two or three digits of a round trip.

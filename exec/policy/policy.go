@@ -23,6 +23,23 @@ type Terms struct {
 	ReserveCPU    task.CPU   `cbor:"2,keyasint" json:"reserve_cpu_milli"` // kept for the owner
 	ReserveMemory task.Bytes `cbor:"3,keyasint" json:"reserve_memory"`    //
 	Others        []Grant    `cbor:"4,keyasint,omitempty" json:"others"`  // what owners other than the machine's get
+
+	// Relay is for whom the machine passes on what members send to each other,
+	// which it cannot read; empty is for nobody.
+	Relay     string     `cbor:"5,keyasint,omitempty" json:"relay,omitempty"`
+	RelayRate task.Bytes `cbor:"6,keyasint,omitempty" json:"relay_rate,omitempty"` // a second, of each member that sends; 0 for no limit
+}
+
+// For whom a machine relays.
+const (
+	RelayOwn = "own" // where one end belongs to the machine's owner
+	RelayAll = "all" // for every member
+)
+
+// Relays reports whether the machine of an owner passes on what a member of one
+// owner sends to a member of another.
+func (t Terms) Relays(machine, from, to string) bool {
+	return t.Relay == RelayAll || t.Relay == RelayOwn && machine != "" && (from == machine || to == machine)
 }
 
 // Levels of isolation between a run and the machine.

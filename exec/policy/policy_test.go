@@ -71,6 +71,27 @@ func TestTable(t *testing.T) {
 	}
 }
 
+func TestRelays(t *testing.T) {
+	for _, tc := range []struct {
+		relay, from, to string
+		want            bool
+	}{
+		{"", "alice", "alice", false},
+		{RelayOwn, "alice", "ben", true},
+		{RelayOwn, "ben", "alice", true},
+		{RelayOwn, "ben", "cleo", false},
+		{RelayAll, "ben", "cleo", true},
+		{"some", "alice", "alice", false},
+	} {
+		if got := (Terms{Relay: tc.relay}).Relays("alice", tc.from, tc.to); got != tc.want {
+			t.Errorf("%q from %s to %s: %v", tc.relay, tc.from, tc.to, got)
+		}
+	}
+	if (Terms{Relay: RelayOwn}).Relays("", "", "") {
+		t.Error("a machine without an owner relays")
+	}
+}
+
 func TestDeniesByDefault(t *testing.T) {
 	all := []Grant{{Owner: AnyOwner, Isolation: IsolationNone, CPU: math.MaxUint64, Memory: math.MaxUint64, GPUs: math.MaxInt}}
 	for name, tc := range map[string]struct {

@@ -122,7 +122,7 @@ func (m *Mesh) Start(i int) {
 	n, err := mesh.Open(mesh.Config{
 		Keys: m.Keys[i], Mesh: m.ID, Listen: m.addrs[i], Log: m.Log,
 		Advertise: m.advertise,
-		Relay:     func(from, to identity.ID) bool { return m.Relay != nil && m.Relay(i, from, to) },
+		Relay:     func(from, to identity.ID) (int, bool) { return 0, m.Relay != nil && m.Relay(i, from, to) },
 		OnPath: func(id identity.ID, p mesh.Path) {
 			m.mu.Lock()
 			defer m.mu.Unlock()
