@@ -155,9 +155,10 @@ const (
 // pings to strange addresses go no farther than our own NAT; the call goes by
 // the relay; the peer's pings then come in, and open its NAT; its answer comes by
 // the relay, and from then on our pings arrive. A datagram that came to the
-// peer's NAT before that would mostly be dropped there, but some routers note it,
-// give the peer's mapping another port for it, and remember that for 30 s:
-// hence the order, and a recheck later than that.
+// peer's NAT before that would mostly be dropped there, but some routers note it
+// (those with Linux that answer it themselves), give the peer's mapping another
+// port for it, and remember that for 30 s: hence the order, and a recheck later
+// than that.
 type paths struct {
 	kind func(hop) Kind // of a candidate
 
@@ -177,7 +178,8 @@ type paths struct {
 const callsBack = 20
 
 // openings is the number of rounds of a search in which strange addresses get
-// openings, if a relay is known.
+// openings, if a relay is known. When no relay has answered by then, they get
+// pings.
 const openings = 2
 
 // path returns the path.
@@ -305,8 +307,9 @@ func (p *paths) approach(now instant, candidates ...*candidate) []errand {
 		return p.ask(now, candidates...)
 	}
 	var out []errand
+	careful := p.tried <= openings || (p.best != nil && p.best.kind == Relayed)
 	for _, c := range candidates {
-		if c.strange() && p.tried <= openings {
+		if c.strange() && careful {
 			out = append(out, errand{c.hop, opening})
 		} else {
 			out = append(out, p.ask(now, c)...)
@@ -381,6 +384,9 @@ func (p *paths) call(now instant, h hop, answered bool, addrs []netip.AddrPort) 
 	p.count(now)
 	if p.called++; p.called > callsBack {
 		return nil
+	}
+	if p.best != nil && p.best.kind == Relayed {
+		p.checked = now // the two ends take turns, so that NATs have time to forget
 	}
 	var told []*candidate
 	for _, a := range addrs {
