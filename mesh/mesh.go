@@ -283,8 +283,9 @@ func (n *Node) Who(addr netip.Addr) (identity.ID, bool) {
 	return id, ok
 }
 
-// NetworkChanged is called when the host's network may be another one: it has
-// other addresses or routes, or it was asleep.
+// NetworkChanged makes the node look for its peers from where it is now, and
+// tell them. It does so itself when it notices that the host's network is
+// another one or that the machine slept.
 func (n *Node) NetworkChanged() {
 	n.networkChanged()
 	n.keepHomes()

@@ -80,6 +80,7 @@ func openTunnel(cfg tunnelConfig) (*tunnel, error) {
 		return nil, fmt.Errorf("start WireGuard: %w", err)
 	}
 	t.watch.Go(t.follow)
+	t.watch.Go(t.watchNetwork)
 	return t, nil
 }
 
