@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net"
 	"net/netip"
@@ -39,9 +40,10 @@ const (
 // from which such a probe came lately. Everything else ends here, without an
 // answer, at the price of a look into a map.
 type bind struct {
-	v4, v6 *socket // nil where the host has none
-	epoch  time.Time
-	cfg    bindConfig
+	v4, v6  *socket // nil where the host has none
+	streams *streams
+	epoch   time.Time
+	cfg     bindConfig
 
 	opened atomic.Bool // WireGuard reads
 	closed atomic.Bool
@@ -56,6 +58,7 @@ type bind struct {
 
 // bindConfig is what a bind needs of its owner. Nothing in it may block.
 type bindConfig struct {
+	log   *slog.Logger
 	kind  func(netip.Addr) Kind
 	news  func(*peer)                           // the path changed or the peer restarted
 	addrs func() []netip.AddrPort               // at which this node may be reached
@@ -86,6 +89,7 @@ func newBind(at netip.AddrPort, cfg bindConfig) (*bind, error) {
 		byName:  map[wire.FrameName]*peer{},
 		sources: map[sourceKey]*source{},
 	}
+	b.streams = newStreams(b, cfg.log)
 	var err error
 	b.v4, b.v6, err = openSockets(at)
 	return b, err
@@ -112,6 +116,9 @@ func (b *bind) place() uint16 { return uint16(b.moves.Load()) }
 func (b *bind) kindOf(h hop) Kind {
 	if h.via != nil {
 		return Relayed
+	}
+	if streamNet.Contains(h.addr.Addr()) {
+		return TCP
 	}
 	return b.cfg.kind(h.addr.Addr())
 }
@@ -179,6 +186,7 @@ func (b *bind) Open(uint16) ([]conn.ReceiveFunc, uint16, error) {
 			fns = append(fns, b.receiver(s))
 		}
 	}
+	fns = append(fns, b.streams.receive())
 	return fns, b.port(), nil
 }
 
@@ -200,6 +208,7 @@ func (b *bind) shut() {
 			_ = s.Close()
 		}
 	}
+	b.streams.close()
 }
 
 // SetMark has nothing to mark: the mesh's packets do not leave by the routes
@@ -255,6 +264,9 @@ func (b *bind) pass(now instant, p *peer, bufs [][]byte, h hop) error {
 
 // write sends datagrams to an address, each with head in front.
 func (b *bind) write(head []byte, bufs [][]byte, to netip.AddrPort) error {
+	if streamNet.Contains(to.Addr()) {
+		return b.streams.send(head, bufs, to)
+	}
 	s := b.socket(to)
 	if s == nil {
 		return fmt.Errorf("send to %s: no socket of its family", to)

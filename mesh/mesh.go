@@ -85,8 +85,9 @@ type Node struct {
 	members map[identity.ID]*peer
 	byAddr  map[netip.Addr]identity.ID
 	joiners map[identity.ID]*joiner
-	relays  []identity.ID // that may be used, as told
+	relays  []Relay       // that may be used, as told
 	homes   []identity.ID // those with a path that is kept open
+	calling chan struct{} // has something in it when relays may have to be called
 }
 
 // Open starts a node, which is up when it returns.
@@ -100,6 +101,7 @@ func Open(cfg Config) (*Node, error) {
 		byAddr:  map[netip.Addr]identity.ID{},
 		joiners: map[identity.ID]*joiner{},
 		carrier: newCarrier(cfg.Relay),
+		calling: make(chan struct{}, 1),
 	}
 	var pass func(from, to *peer, size int) bool
 	if cfg.Relay != nil {
@@ -121,6 +123,7 @@ func Open(cfg Config) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
+	n.watch.Go(n.callRelays)
 	return n, nil
 }
 
@@ -147,10 +150,14 @@ func (n *Node) accept(p netstack.Packet) bool {
 
 func (n *Node) onPath(p *peer, path Path) {
 	n.mu.RLock()
-	relays := slices.Contains(n.relays, p.id)
+	relays := slices.ContainsFunc(n.relays, func(r Relay) bool { return r.ID == p.id })
 	n.mu.RUnlock()
 	if relays {
 		n.settleHomes()
+		if path.Kind == None { // if there was a stream, it is dead
+			n.bind.streams.hangUp(func(to *peer) bool { return to == p })
+		}
+		n.streamsWanted()
 	}
 	if n.cfg.OnPath != nil && !p.id.IsZero() {
 		n.cfg.OnPath(p.id, path)
@@ -193,8 +200,9 @@ func (n *Node) SetPeers(list []Peer) {
 		p.learn(roster, m.Addrs)
 	}
 	n.addPeers(added)
-	for _, p := range added {
-		n.assign(p)
+	if len(added) > 0 { // one of them may be a relay to the others
+		n.assignAll()
+		n.keepHomes()
 	}
 }
 
@@ -288,7 +296,6 @@ func (n *Node) Who(addr netip.Addr) (identity.ID, bool) {
 // another one or that the machine slept.
 func (n *Node) NetworkChanged() {
 	n.networkChanged()
-	n.keepHomes()
 }
 
 // Path returns how packets reach a member: the path in use or used last. It is

@@ -16,6 +16,7 @@ type Kind int
 const (
 	None    Kind = iota // nothing has answered
 	Relayed             // through a member that both reach
+	TCP                 // a connection between the two, where UDP does not pass
 	Direct              // UDP between the two, routed
 	LAN                 // UDP between the two, on one network
 )
@@ -27,6 +28,8 @@ func (k Kind) String() string {
 		return "lan"
 	case Direct:
 		return "direct"
+	case TCP:
+		return "tcp"
 	case Relayed:
 		return "relay"
 	default:
@@ -37,7 +40,7 @@ func (k Kind) String() string {
 // Path is how packets reach a peer.
 type Path struct {
 	Kind Kind
-	Addr netip.AddrPort // the other end's UDP address; zero for None and Relayed
+	Addr netip.AddrPort // the other end's UDP or TCP address; zero for None and Relayed
 	Via  identity.ID    // the relay; zero for other kinds
 	RTT  time.Duration  // round trip, smoothed; 0 for None
 }
@@ -451,12 +454,12 @@ func (p *paths) replace(now instant, from origin, ways []hop) []errand {
 	return p.learn(now, from, ways...)
 }
 
-// drop forgets a relay that has left the roster.
-func (p *paths) drop(via *peer) {
-	if p.best != nil && p.best.via == via {
+// drop forgets ways that are no more.
+func (p *paths) drop(gone func(hop) bool) {
+	if p.best != nil && gone(p.best.hop) {
 		p.best = nil
 	}
-	p.candidates = slices.DeleteFunc(p.candidates, func(c *candidate) bool { return c.via == via })
+	p.candidates = slices.DeleteFunc(p.candidates, func(c *candidate) bool { return gone(c.hop) })
 }
 
 func (p *paths) find(h hop) *candidate {

@@ -401,7 +401,7 @@ func TestPathDropsRelay(t *testing.T) {
 	s.p.replace(s.now, relay, []hop{relay1, relay2})
 	s.p.want(s.now)
 	s.pong(relay1, 20*ms)
-	s.p.drop(relay1.via)
+	s.p.drop(func(h hop) bool { return h == relay1 })
 	s.is(Path{})
 	if s.p.find(relay1) != nil || s.p.find(relay2) == nil {
 		t.Error("the wrong relay was dropped")

@@ -189,7 +189,7 @@ func (p *peer) settle() {
 		p.route.Store(&route{p.paths.best.hop, p.paths.trusted})
 	}
 	if leg := p.leg.Load(); path.Addr.IsValid() && (leg == nil || *leg != path.Addr) {
-		p.leg.Store(&path.Addr)
+		p.leg.Store(&path.Addr) // never a relay: what goes through one goes through no other
 	}
 	if due := earliest(p.paths.next, p.handshakes.next); due != 0 {
 		p.timer.Reset(due.sub(p.bind.now()))
@@ -283,7 +283,7 @@ func (p *peer) pong(now instant, probe wire.Probe) bool {
 	path := p.paths.path()
 	path.RTT = rtt
 	for _, w := range p.waiting {
-		w <- path
+		w <- p.seen(path)
 	}
 	p.waiting = nil
 	p.settle()
@@ -359,7 +359,7 @@ func usable(list []netip.AddrPort, inside netip.Addr) (out []netip.AddrPort) {
 	overlay := netip.PrefixFrom(inside, identity.MeshID{}.Prefix().Bits()).Masked()
 	for _, a := range list {
 		ip := a.Addr().Unmap()
-		if ip.IsValid() && !ip.IsUnspecified() && !ip.IsMulticast() && !overlay.Contains(ip) && a.Port() != 0 {
+		if ip.IsValid() && !ip.IsUnspecified() && !ip.IsMulticast() && !overlay.Contains(ip) && !streamNet.Contains(ip) && a.Port() != 0 {
 			out = append(out, netip.AddrPortFrom(ip, a.Port()))
 		}
 	}
@@ -396,7 +396,17 @@ func (p *peer) take(from origin, ways []hop) {
 func (p *peer) drop(via *peer) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.paths.drop(via)
+	p.paths.drop(func(h hop) bool { return h.via == via })
+	if !p.closed {
+		p.settle()
+	}
+}
+
+// forgetAddr forgets an address that is no more.
+func (p *peer) forgetAddr(addr netip.AddrPort) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.paths.drop(func(h hop) bool { return h.addr == addr })
 	if !p.closed {
 		p.settle()
 	}
@@ -406,7 +416,15 @@ func (p *peer) drop(via *peer) {
 func (p *peer) path() Path {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.paths.path()
+	return p.seen(p.paths.path())
+}
+
+// seen returns a path as others than this package see it.
+func (p *peer) seen(path Path) Path {
+	if path.Kind == TCP {
+		path.Addr = p.bind.streams.remote(path.Addr)
+	}
+	return path
 }
 
 // report returns the path and whether it is another one than at the last call,
@@ -417,7 +435,7 @@ func (p *peer) report() (path Path, changed, restarted bool) {
 	path = p.paths.path()
 	changed = !path.same(p.told)
 	p.told = path
-	return path, changed, p.restarted != 0 && !p.closed
+	return p.seen(path), changed, p.restarted != 0 && !p.closed
 }
 
 // ErrNoAnswer means that no address of the peer has answered.

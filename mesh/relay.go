@@ -2,7 +2,10 @@ package mesh
 
 import (
 	"cmp"
+	"context"
 	"maps"
+	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -114,13 +117,20 @@ func (c *carrier) forget(p *peer) {
 // Relayed returns how many bytes this node has passed on for others.
 func (n *Node) Relayed() uint64 { return n.carrier.bytes.Load() }
 
+// Relay is a member that relays.
+type Relay struct {
+	ID      identity.ID
+	Streams []netip.AddrPort // TCP addresses, for nodes whose UDP does not pass
+}
+
 // SetRelays says which members relay for this node: the likely ones first; the
 // node looks at sixteen. It keeps a path to the three nearest, its homes, so that
 // whoever relays by them reaches it, and so that it can send by them at once.
-func (n *Node) SetRelays(list []identity.ID) {
-	list = slices.DeleteFunc(slices.Clone(list), func(id identity.ID) bool { return id == n.self })
+func (n *Node) SetRelays(list []Relay) {
+	list = slices.DeleteFunc(slices.Clone(list), func(r Relay) bool { return r.ID == n.self })
+	list = list[:min(len(list), maxRelays)]
 	n.mu.Lock()
-	same := slices.Equal(list, n.relays)
+	same := slices.EqualFunc(list, n.relays, func(a, b Relay) bool { return a.ID == b.ID && slices.Equal(a.Streams, b.Streams) })
 	n.relays = list
 	n.mu.Unlock()
 	if !same {
@@ -158,7 +168,7 @@ func (n *Node) keepHomes() {
 	n.mu.RLock()
 	look := n.homes
 	if len(look) < maxHomes {
-		look = n.relays[:min(len(n.relays), maxRelays)]
+		look = n.relayIDs()
 	}
 	var list []*peer
 	for _, id := range look {
@@ -171,7 +181,119 @@ func (n *Node) keepHomes() {
 	for _, p := range list {
 		p.wake(now)
 	}
+	n.streamsWanted()
 }
+
+// relayIDs returns the relays. The caller holds the lock.
+func (n *Node) relayIDs() []identity.ID {
+	ids := make([]identity.ID, len(n.relays))
+	for i, r := range n.relays {
+		ids[i] = r.ID
+	}
+	return ids
+}
+
+// streamsWanted has relays called by TCP soon, if UDP has reached none of them
+// by then.
+func (n *Node) streamsWanted() {
+	select {
+	case n.calling <- struct{}{}:
+	default:
+	}
+}
+
+const (
+	udpFirst  = 500 * time.Millisecond // what UDP is given before TCP is tried
+	callAgain = 5 * time.Second        // after which TCP is tried again
+	udpBack   = 30 * time.Second       // for which UDP works before streams end
+)
+
+// callRelays keeps streams to two relays while UDP reaches none, until the node
+// closes.
+func (n *Node) callRelays() {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		select {
+		case <-n.done:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	again := time.NewTimer(udpFirst)
+	defer again.Stop()
+	var since time.Time // when UDP came back
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-n.calling:
+			again.Reset(udpFirst)
+			continue
+		case <-again.C:
+		}
+		relays, udp := n.streamRelays()
+		switch {
+		case len(relays) == 0:
+			continue // until there is news
+		case !udp:
+			since = time.Time{}
+			n.callThem(ctx, relays)
+			again.Reset(callAgain)
+		case !n.bind.streams.any():
+		case since.IsZero():
+			since = time.Now()
+			again.Reset(udpBack)
+		case time.Since(since) >= udpBack:
+			n.bind.streams.hangUp(func(*peer) bool { return true })
+		default:
+			again.Reset(udpBack - time.Since(since))
+		}
+	}
+}
+
+// streamRelays returns the relays that can be called by TCP, and whether UDP
+// reaches any relay.
+func (n *Node) streamRelays() (relays map[*peer][]netip.AddrPort, udp bool) {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	relays = map[*peer][]netip.AddrPort{}
+	for _, r := range n.relays {
+		p := n.members[r.ID]
+		if p == nil {
+			continue
+		}
+		if p.path().Kind >= Direct {
+			udp = true
+		}
+		if len(r.Streams) > 0 && len(relays) < maxCalled {
+			relays[p] = r.Streams
+		}
+	}
+	return relays, udp
+}
+
+// maxCalled is how many relays a node without UDP has a stream to.
+const maxCalled = 2
+
+func (n *Node) callThem(ctx context.Context, relays map[*peer][]netip.AddrPort) {
+	var calls sync.WaitGroup
+	for p, addrs := range relays {
+		if n.bind.streams.to(p) {
+			continue
+		}
+		calls.Go(func() {
+			if err := n.bind.streams.dial(ctx, p, addrs); err != nil && ctx.Err() == nil {
+				n.log.Debug("call a relay by TCP", "relay", p.id.Short(), "error", err)
+			}
+		})
+	}
+	calls.Wait()
+}
+
+// ServeStreams accepts the TCP connections of members whose UDP does not pass,
+// until the listener or the node closes. A stranger gets no byte.
+func (n *Node) ServeStreams(l net.Listener) error { return n.bind.streams.serve(l) }
 
 // settleHomes chooses the homes anew: those that are and can be reached stay.
 func (n *Node) settleHomes() {
@@ -182,7 +304,7 @@ func (n *Node) settleHomes() {
 		kept bool
 	}
 	var near []home
-	for _, id := range n.relays[:min(len(n.relays), maxRelays)] {
+	for _, id := range n.relayIDs() {
 		p := n.members[id]
 		if p == nil {
 			continue
@@ -227,7 +349,7 @@ func (n *Node) assign(p *peer) {
 	n.mu.RLock()
 	ids := append(slices.Clone(p.homes), n.homes...)
 	if len(ids) == 0 {
-		ids = n.relays
+		ids = n.relayIDs()
 	}
 	var ways []hop
 	for _, id := range ids {

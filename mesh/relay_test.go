@@ -27,10 +27,10 @@ func hub(t *testing.T, n int, may func(node int, from, to identity.ID) bool) *me
 		m.Start(i)
 	}
 	for i := range n {
-		var relays []identity.ID
+		var relays []mesh.Relay
 		for r := 2; r < n; r++ {
 			if r != i {
-				relays = append(relays, m.Node(r))
+				relays = append(relays, mesh.Relay{ID: m.Node(r)})
 			}
 		}
 		m.Nodes[i].SetRelays(relays)

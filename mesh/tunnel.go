@@ -59,7 +59,7 @@ func openTunnel(cfg tunnelConfig) (*tunnel, error) {
 	}
 	var err error
 	t.bind, err = newBind(cfg.listen, bindConfig{
-		kind: t.local.kind, news: t.report, addrs: t.candidates, saw: t.saw, relay: cfg.relay,
+		log: cfg.log, kind: t.local.kind, news: t.report, addrs: t.candidates, saw: t.saw, relay: cfg.relay,
 	})
 	if err != nil {
 		return nil, err
@@ -155,8 +155,12 @@ func (t *tunnel) networkChanged() {
 	t.sights.forget()
 	t.bind.moves.Add(1)
 	now := t.bind.now()
+	t.bind.streams.hangUp(func(*peer) bool { return true })
 	for _, p := range t.bind.peers() {
 		p.moved(now)
+	}
+	if t.beat != nil {
+		t.beat()
 	}
 }
 

@@ -45,8 +45,5 @@ func (t *tunnel) watchNetwork() {
 		t.log.Info("the network changed", "slept", slept)
 		state = now
 		t.networkChanged()
-		if t.beat != nil {
-			t.beat()
-		}
 	}
 }
