@@ -38,7 +38,10 @@ type facts struct {
 	rules    agent.Rules
 	rulesErr error
 	hardware fleet.Offer // as measured: without the owner's part
+	services []fleet.Service
 	offer    fleet.Offer
+
+	told chan struct{} // of one: the offer has changed
 }
 
 // fileStamp tells whether a file has changed.
@@ -57,7 +60,7 @@ func stampOf(path string) fileStamp {
 
 // newFacts measures the machine and reads the rules.
 func newFacts(ctx context.Context, h home, self identity.ID, db *store.Store, who *roster, log *slog.Logger) (*facts, error) {
-	f := &facts{rulesPath: h.path(rulesFile), self: self, db: db, who: who, log: log, probe: fleet.NewProbe(string(h))}
+	f := &facts{rulesPath: h.path(rulesFile), self: self, db: db, who: who, log: log, probe: fleet.NewProbe(string(h)), told: make(chan struct{}, 1)}
 	f.stamp = stampOf(f.rulesPath)
 	rules, err := agent.LoadRules(f.rulesPath)
 	if err != nil {
@@ -90,6 +93,19 @@ func (f *facts) complete() {
 	f.offer.Terms = f.rules.Terms
 	f.offer.Isolation = isolation
 	f.offer.Program = version
+	f.offer.Services = f.services
+}
+
+// serve says which services the owner has opened.
+func (f *facts) serve(services []fleet.Service) {
+	f.mu.Lock()
+	f.services = services
+	f.complete()
+	f.mu.Unlock()
+	select {
+	case f.told <- struct{}{}:
+	default: // run is about to look
+	}
 }
 
 // isolation is the strongest wall between this machine and another owner's run
@@ -153,6 +169,8 @@ func (f *facts) run(ctx context.Context) error {
 				changed = true
 			case <-rules.C:
 				changed = f.reload()
+			case <-f.told:
+				changed = true
 			}
 		}
 	}

@@ -81,7 +81,7 @@ func (l *localAPI) routes() http.Handler {
 
 // serve answers on the socket until ctx ends.
 func (l *localAPI) serve(ctx context.Context, group *errgroup.Group) error {
-	ln, err := l.home.listen()
+	ln, err := l.home.listen(socketFile)
 	if err != nil {
 		return err
 	}
