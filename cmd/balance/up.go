@@ -38,11 +38,12 @@ func goVersion() string { return runtime.Version() }
 type upConfig struct {
 	listen    netip.AddrPort // the one UDP socket; port 0: the one used last, or any
 	dns       netip.AddrPort // zero: no DNS on the host
+	proxy     netip.AddrPort // zero: no proxy on a port of the host
 	multicast bool
 }
 
 func (a *app) upCommand() *cobra.Command {
-	var listen, dns, format, level string
+	var listen, dns, proxyAddr, format, level string
 	var noMulticast bool
 	cmd := &cobra.Command{
 		Use:   "up",
@@ -51,7 +52,7 @@ func (a *app) upCommand() *cobra.Command {
 			"service manager: see docs/systemd.md.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := parseUp(listen, dns)
+			cfg, err := parseUp(listen, dns, proxyAddr)
 			if err != nil {
 				return err
 			}
@@ -68,27 +69,39 @@ func (a *app) upCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&listen, "listen", "", "address and port of the one UDP socket (default: all addresses, any free port, which is then kept)")
 	f.StringVar(&dns, "dns", "", "answer DNS for the mesh on this loopback address and port, like 127.0.0.1:5354")
+	f.StringVar(&proxyAddr, "proxy", "", "serve the SOCKS5 and HTTP proxy on this loopback address and port too, like 127.0.0.1:1080")
 	f.BoolVar(&noMulticast, "no-multicast", false, "do not announce the node on the local network")
 	f.StringVar(&format, "log-format", "text", "text or json")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	return cmd
 }
 
-func parseUp(listen, dns string) (cfg upConfig, err error) {
+func parseUp(listen, dns, proxyAddr string) (cfg upConfig, err error) {
 	if listen != "" {
 		if cfg.listen, err = netip.ParseAddrPort(listen); err != nil {
 			return cfg, fail("usage", "for example: --listen 0.0.0.0:41841", "--listen: %v", err)
 		}
 	}
-	if dns != "" {
-		if cfg.dns, err = netip.ParseAddrPort(dns); err != nil {
-			return cfg, fail("usage", "for example: --dns 127.0.0.1:5354", "--dns: %v", err)
-		}
-		if !cfg.dns.Addr().IsLoopback() {
-			return cfg, fail("usage", "for example: --dns 127.0.0.1:5354", "--dns: %v is not a loopback address: the names of the mesh are for its members alone", cfg.dns)
-		}
+	if cfg.dns, err = parseLoopback("--dns", dns, "--dns 127.0.0.1:5354"); err != nil {
+		return cfg, err
 	}
-	return cfg, nil
+	cfg.proxy, err = parseLoopback("--proxy", proxyAddr, "--proxy 127.0.0.1:1080")
+	return cfg, err
+}
+
+// parseLoopback reads an argument that is an address of this host alone. Empty
+// is none.
+func parseLoopback(name, value, example string) (at netip.AddrPort, err error) {
+	if value == "" {
+		return at, nil
+	}
+	if at, err = netip.ParseAddrPort(value); err != nil {
+		return at, fail("usage", "for example: "+example, "%s: %v", name, err)
+	}
+	if !at.Addr().IsLoopback() {
+		return at, fail("usage", "for example: "+example, "%s: %v is not a loopback address: the mesh is for its members alone", name, at)
+	}
+	return at, nil
 }
 
 func newLog(w io.Writer, format, level string) (*slog.Logger, error) {
@@ -166,6 +179,11 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 		return err
 	}
 	defer facts.probe.Close()
+	exposed, err := openExposer(ctx, node, db, who, facts, log)
+	if err != nil {
+		return err
+	}
+	defer exposed.close()
 	blobs, err := blob.Open(h.path(blobsDir))
 	if err != nil {
 		return err
@@ -249,14 +267,19 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	if cfg.dns, err = serveDNS(ctx, group, node, cfg.dns, &names{view: view, who: who, log: log}, log); err != nil {
 		return err
 	}
+	ways := &reach{node: node, who: who, view: view}
+	if cfg.proxy, err = serveProxy(ctx, group, h, cfg.proxy, ways, log); err != nil {
+		return err
+	}
 	if err := submitted.Resume(ctx); err != nil {
 		return err
 	}
 	local := &localAPI{
 		home: h, cfg: cfg, since: time.Now(), stop: stop, self: self, node: node, db: db, who: who, view: view, facts: facts,
-		runner: runner, submitted: submitted, door: porch, log: log,
+		runner: runner, submitted: submitted, door: porch, exposer: exposed, reach: ways, log: log,
 		watch: &watch{self: self, view: view, own: facts.sampler, peers: peers, log: log},
 	}
+	defer local.streams.Wait()
 	if err := local.serve(ctx, group); err != nil {
 		return err
 	}
