@@ -65,24 +65,39 @@ func (p *Proxy) Serve(ctx context.Context, ln net.Listener) error {
 		ConnState:   p.count,
 	}
 	p.conns.Go(func() { _ = srv.Serve(web) }) // ends with the queue
-	context.AfterFunc(ctx, func() { ln.Close(); srv.Close() })
-	var err error
-	for {
-		var c net.Conn
-		if c, err = ln.Accept(); err != nil {
-			break
-		}
-		p.conns.Go(func() { p.tell(ctx, c, web) })
-	}
-	over := ctx.Err() != nil
+	context.AfterFunc(ctx, func() { ln.Close() })
+	err := p.accept(ctx, ln, web)
 	cancel()
-	srv.Close()
+	_ = srv.Close() // of its connections: it has no listener of the system's
 	p.conns.Wait()
 	p.plain.Transport.(*http.Transport).CloseIdleConnections()
-	if over {
-		return nil
-	}
 	return err
+}
+
+// acceptAgain is how long the proxy waits after a failure that may pass, such as
+// too many open files.
+const acceptAgain = 100 * time.Millisecond
+
+// accept takes connections until ctx ends or the listener is closed.
+func (p *Proxy) accept(ctx context.Context, ln net.Listener, web *queue) error {
+	for {
+		c, err := ln.Accept()
+		switch {
+		case err == nil:
+			p.conns.Go(func() { p.tell(ctx, c, web) })
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return err
+		default:
+			p.log.Error("accept a connection to the proxy", "error", err)
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(acceptAgain):
+			}
+		}
+	}
 }
 
 // count lets Serve wait for the server's connections too. A hijacked one is
@@ -100,21 +115,24 @@ func (p *Proxy) count(_ net.Conn, state http.ConnState) {
 func (p *Proxy) tell(ctx context.Context, conn net.Conn, web *queue) {
 	c := &begun{Conn: conn, in: bufio.NewReader(conn)}
 	c.stop = context.AfterFunc(ctx, func() { conn.Close() })
-	if err := c.SetDeadline(time.Now().Add(handshakeTime)); err != nil {
-		c.Close()
+	handedOn := false
+	defer func() {
+		if !handedOn {
+			_ = c.Close()
+		}
+	}()
+	if c.SetDeadline(time.Now().Add(handshakeTime)) != nil {
 		return
 	}
 	first, err := c.in.Peek(1)
 	switch {
-	case err != nil:
-		c.Close()
+	case err != nil: // it has gone, or says nothing
 	case first[0] == socksVersion:
-		defer c.Close()
 		if err := p.socks(ctx, c); err != nil {
 			p.log.Debug("a connection through the proxy", "error", err)
 		}
-	case c.SetDeadline(time.Time{}) != nil || !web.put(c):
-		c.Close()
+	default:
+		handedOn = c.SetDeadline(time.Time{}) == nil && web.put(c)
 	}
 }
 

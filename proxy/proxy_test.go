@@ -114,6 +114,7 @@ func over(at string) map[string]func(to string) (net.Conn, error) {
 				c.Close()
 				return nil, err
 			}
+			resp.Body.Close() // empty: what follows is the connection
 			if resp.StatusCode != http.StatusOK {
 				c.Close()
 				return nil, errors.New(resp.Status)
@@ -172,15 +173,14 @@ func TestRefused(t *testing.T) {
 				t.Errorf("%s to %s: %v, want %q", name, test.to, err, want)
 			}
 		}
-		resp := get(t, at, "http://"+test.to+"/")
-		if !strings.HasPrefix(resp.Status, test.http) {
-			t.Errorf("GET from %s: %s, want %s", test.to, resp.Status, test.http)
+		if status, _ := get(t, at, "http://"+test.to+"/"); !strings.HasPrefix(status, test.http) {
+			t.Errorf("GET from %s: %s, want %s", test.to, status, test.http)
 		}
 	}
 }
 
 // get asks an HTTP proxy for a page.
-func get(t *testing.T, at, page string) *http.Response {
+func get(t *testing.T, at, page string) (status, body string) {
 	t.Helper()
 	client := &http.Client{Transport: &http.Transport{Proxy: http.ProxyURL(&url.URL{Scheme: "http", Host: at})}, Timeout: patience}
 	t.Cleanup(client.CloseIdleConnections)
@@ -188,13 +188,12 @@ func get(t *testing.T, at, page string) *http.Response {
 	if err != nil {
 		t.Fatal(err)
 	}
-	body, err := io.ReadAll(resp.Body)
-	resp.Body.Close()
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
 	if err != nil {
 		t.Fatal(err)
 	}
-	resp.Body = io.NopCloser(bytes.NewReader(body))
-	return resp
+	return resp.Status, string(b)
 }
 
 // A plain request arrives as the program made it.
@@ -204,9 +203,7 @@ func TestPlain(t *testing.T) {
 	}))
 	defer web.Close()
 	at := start(t, network{"hydra.lab.internal:8000": web.Listener.Addr()})
-	resp := get(t, at, "http://hydra.lab.internal:8000/v1/models")
-	body, _ := io.ReadAll(resp.Body)
-	if string(body) != "hydra.lab.internal:8000/v1/models" {
+	if _, body := get(t, at, "http://hydra.lab.internal:8000/v1/models"); body != "hydra.lab.internal:8000/v1/models" {
 		t.Errorf("the server saw %q", body)
 	}
 }

@@ -1,10 +1,15 @@
 package main
 
 import (
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // The kernel tells whose a connection of loopback is, of either family, while
@@ -39,6 +44,53 @@ func TestTCPUID(t *testing.T) {
 		if uid, err := userOf(in); err == nil {
 			t.Errorf("%s: user %d has a connection that was closed", at, uid)
 		}
+	}
+}
+
+// A port of loopback is for its own user, as a socket in the home is.
+func TestOtherUserOfHost(t *testing.T) {
+	need(t, os.Getuid() == 0, "root, to be another user")
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	others := make(chan net.Conn, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with what it is
+		defer close(others)
+		if err := unix.Setfsuid(65534); err != nil {
+			t.Error(err)
+			return
+		}
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		others <- c
+	}()
+	other, ok := <-others
+	if !ok {
+		t.FailNow()
+	}
+	defer other.Close()
+	own, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	in, err := ownUser{l, slog.New(slog.DiscardHandler)}.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	if in.RemoteAddr().String() != own.LocalAddr().String() {
+		t.Error("another user came in")
+	}
+	_ = other.SetDeadline(time.Now().Add(30 * time.Second))
+	if _, err := other.Read(make([]byte, 1)); err == nil || isTimeout(err) {
+		t.Errorf("another user was not turned away: %v", err)
 	}
 }
 
