@@ -23,7 +23,7 @@ race: ## the same under the race detector
 	$(GO) test -race ./...
 
 check: ## format, vet, lint, layers, other systems, tidy modules
-	@fmt=$$($(GOTOOL) gofumpt -l cmd mesh discovery exec store tui examples); test -z "$$fmt" || { echo "gofumpt would change: $$fmt"; exit 1; }
+	@fmt=$$($(GOTOOL) gofumpt -l cmd mesh discovery exec proxy store tui examples); test -z "$$fmt" || { echo "gofumpt would change: $$fmt"; exit 1; }
 	$(GO) vet ./...
 	GOARCH=arm64 CGO_ENABLED=0 $(GO) vet $$(sh .tools/portable.sh)
 	GOOS=darwin CGO_ENABLED=0 $(GO) vet $$(sh .tools/portable.sh)

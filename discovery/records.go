@@ -152,7 +152,7 @@ func (n *Names) addHost(h Host, overlay netip.Prefix) error {
 }
 
 func (n *Names) addService(s Service) error {
-	if err := s.valid(); err != nil {
+	if err := s.Check(); err != nil {
 		return err
 	}
 	host := s.Host + "." + n.forward
@@ -256,7 +256,8 @@ func (n *Names) addBrowsing(serviceTypes []string) {
 	}
 }
 
-func (s Service) valid() error {
+// Check refuses a service that the zone would leave out, whatever else is in it.
+func (s Service) Check() error {
 	size := 0
 	for _, t := range s.Text {
 		if len(t) > 255 {

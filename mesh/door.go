@@ -110,6 +110,14 @@ func Knock(ctx context.Context, v *wire.Invite, log *slog.Logger) (*Guest, error
 	t.addPeers([]*peer{p})
 	ctx, cancel := context.WithTimeout(ctx, knockFor)
 	defer cancel()
+	if len(v.Streams) > 0 {
+		by := time.AfterFunc(udpFirst, func() {
+			if err := t.bind.streams.dial(ctx, p, v.Streams); err != nil {
+				log.Debug("knock by TCP", "error", err)
+			}
+		})
+		defer by.Stop()
+	}
 	if _, err := p.knock(ctx); err != nil {
 		t.close()
 		return nil, fmt.Errorf("knock: %w", err)

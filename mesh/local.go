@@ -83,6 +83,20 @@ func (n *Node) Addrs() []netip.AddrPort {
 	return n.candidates()
 }
 
+// StreamAddrs returns the TCP addresses at which others may reach a listener for
+// [Node.ServeStreams] on a port: those of the host, or Config.Advertise.
+func (n *Node) StreamAddrs(port uint16) (out []netip.AddrPort) {
+	addrs := n.told
+	if len(addrs) == 0 {
+		n.local.refresh()
+		addrs = n.localAddrs()
+	}
+	for _, a := range addrs {
+		out = append(out, netip.AddrPortFrom(a.Addr(), port))
+	}
+	return out
+}
+
 // localAddrs returns the host's own addresses, as they were when last read.
 func (t *tunnel) localAddrs() []netip.AddrPort {
 	if at := t.listen.Addr(); at.IsValid() && !at.IsUnspecified() {

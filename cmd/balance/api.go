@@ -31,6 +31,8 @@ type statusReply struct {
 	Up         int         `json:"up,omitempty"`
 	Offers     bool        `json:"offers"`
 	DNS        string      `json:"dns,omitempty"`
+	Proxy      string      `json:"proxy,omitempty"` // on loopback, where asked for
+	ProxyFile  string      `json:"proxy_socket,omitempty"`
 	RulesError string      `json:"rules_error,omitempty"` // rules.yaml as it is now is not in force
 }
 
@@ -171,12 +173,27 @@ type badEntry struct {
 	Why     string `json:"why"`
 }
 
+// portReply is the answer of GET /v1/nodes/{node}/ports/{port}.
+type portReply struct {
+	ID   identity.ID `json:"id"`
+	Node string      `json:"node"`
+	Port uint16      `json:"port"`
+}
+
+// forwardReply is what balance forward prints.
+type forwardReply struct {
+	Listen string `json:"listen"`
+	Node   string `json:"node"`
+	Port   uint16 `json:"port"`
+}
+
 // serviceRow is one element of the answer of GET /v1/services.
 type serviceRow struct {
 	Instance string   `json:"instance"`
-	Type     string   `json:"type"`
+	Type     string   `json:"type"` // of DNS-SD; empty: not published there
 	Node     string   `json:"node"`
 	Address  string   `json:"address"`
 	Port     uint16   `json:"port"`
 	Text     []string `json:"text"`
+	For      []string `json:"for"` // owners who may connect; "*" for every member
 }

@@ -164,18 +164,31 @@ func useRelays(node *mesh.Node, self identity.ID, view *fleet.View) {
 		return
 	}
 	owner := nodes[i].Owner
-	var own, others []identity.ID
+	var own, others []mesh.Relay
 	for _, n := range nodes {
 		switch {
 		case n.Offer == nil || !n.Offer.Terms.Relays(n.Owner, owner, ""):
 		case n.Owner == owner:
-			own = append(own, n.ID)
+			own = append(own, asRelay(n))
 		default:
-			others = append(others, n.ID)
+			others = append(others, asRelay(n))
 		}
 	}
 	node.SetRelays(append(own, others...))
 }
+
+func asRelay(n fleet.Node) mesh.Relay {
+	r := mesh.Relay{ID: n.ID}
+	for _, s := range n.Offer.Streams[:min(len(n.Offer.Streams), maxRelayStreams)] {
+		if a, err := netip.ParseAddrPort(s); err == nil {
+			r.Streams = append(r.Streams, a)
+		}
+	}
+	return r
+}
+
+// maxRelayStreams is how many TCP addresses of one relay are tried.
+const maxRelayStreams = 8
 
 // takeOffers puts the offers among entries into the view.
 func takeOffers(view *fleet.View, entries []*wire.Entry) {

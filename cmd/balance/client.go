@@ -16,6 +16,7 @@ import (
 
 	"github.com/balanceai/balance/cmd/balance/quick"
 	"github.com/balanceai/balance/exec/task"
+	"github.com/balanceai/balance/proxy"
 )
 
 // client speaks to the daemon of one home over its Unix socket.
@@ -39,6 +40,10 @@ func (c *client) do(ctx context.Context, method, path string, body io.Reader) (*
 	if err != nil {
 		return nil, err
 	}
+	return c.send(req)
+}
+
+func (c *client) send(req *http.Request) (*http.Response, error) {
 	resp, err := c.http.Do(req)
 	if err != nil {
 		return nil, c.down(err)
@@ -148,4 +153,26 @@ func (c *client) events(ctx context.Context, run string, after uint64, follow bo
 	}
 	defer resp.Body.Close()
 	return stream(resp, each)
+}
+
+// carry joins a connection with the port of a machine that a path is of, until
+// both have ended.
+func (c *client) carry(ctx context.Context, path string, conn net.Conn) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://balance"+path, nil)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Connection", "Upgrade")
+	req.Header.Set("Upgrade", streamProtocol)
+	resp, err := c.send(req)
+	if err != nil {
+		return err
+	}
+	stream, ok := resp.Body.(io.ReadWriteCloser)
+	if !ok {
+		resp.Body.Close()
+		return fmt.Errorf("the node answered %s", resp.Status)
+	}
+	proxy.Carry(ctx, conn, stream)
+	return nil
 }

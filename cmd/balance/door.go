@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -36,6 +37,8 @@ type door struct {
 	roster *roster
 	share  func(...*wire.Entry) // with the other members
 	log    *slog.Logger
+
+	streams func() []netip.AddrPort // TCP addresses of this node; nil: none
 
 	mu     sync.Mutex             // one join at a time
 	nonces map[nonce32]netip.Addr // given and not used yet, and to whom
@@ -89,12 +92,32 @@ func (d *door) invite(ctx context.Context, req inviteRequest) (inviteReply, erro
 	}
 	d.node.OpenDoor(mesh.Joiner{ID: record.Join, WG: record.WG, PSK: keys.PSK, Until: expires})
 
-	v := wire.Invite{Mesh: d.mesh, Door: me.WG, Secret: secret, Expires: expires, Endpoints: addrs[:min(len(addrs), wire.MaxInviteEndpoints)]}
+	v := wire.Invite{Mesh: d.mesh, Door: me.WG, Secret: secret, Expires: expires}
+	if d.streams != nil {
+		if list := d.streams(); len(list) > 0 {
+			v.Streams = list[:1]
+		}
+	}
+	v.Endpoints = inviteEndpoints(addrs, wire.MaxInviteEndpoints-len(v.Streams))
 	reply := inviteReply{Invite: v.String(), Mesh: d.roster.now().Genesis.Mesh, Owner: req.Owner, Expires: expires}
 	for _, e := range v.Endpoints {
 		reply.Endpoints = append(reply.Endpoints, e.String())
 	}
 	return reply, nil
+}
+
+// inviteEndpoints chooses from a node's addresses, of which the host's own come
+// first: if there are too many, the last one chosen is one that the world sees.
+func inviteEndpoints(addrs []netip.AddrPort, most int) []netip.AddrPort {
+	if len(addrs) <= most {
+		return addrs
+	}
+	out := slices.Clone(addrs[:most])
+	public := func(a netip.AddrPort) bool { return !a.Addr().IsPrivate() && !a.Addr().IsLoopback() }
+	if i := slices.IndexFunc(addrs, public); i >= most {
+		out[most-1] = addrs[i]
+	}
+	return out
 }
 
 // reopen opens the door again for the invites of an earlier life.

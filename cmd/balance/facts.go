@@ -6,7 +6,9 @@ import (
 	"crypto/sha256"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -32,13 +34,18 @@ type facts struct {
 	log       *slog.Logger
 	probe     *fleet.Probe
 	sampler   *fleet.Sampler
+	reachable func() []netip.AddrPort // TCP addresses at which this machine relays; nil: none
 
 	mu       sync.Mutex
 	stamp    fileStamp
 	rules    agent.Rules
 	rulesErr error
 	hardware fleet.Offer // as measured: without the owner's part
+	services []fleet.Service
+	streams  []string
 	offer    fleet.Offer
+
+	told chan struct{} // of one: the offer has changed
 }
 
 // fileStamp tells whether a file has changed.
@@ -57,7 +64,7 @@ func stampOf(path string) fileStamp {
 
 // newFacts measures the machine and reads the rules.
 func newFacts(ctx context.Context, h home, self identity.ID, db *store.Store, who *roster, log *slog.Logger) (*facts, error) {
-	f := &facts{rulesPath: h.path(rulesFile), self: self, db: db, who: who, log: log, probe: fleet.NewProbe(string(h))}
+	f := &facts{rulesPath: h.path(rulesFile), self: self, db: db, who: who, log: log, probe: fleet.NewProbe(string(h)), told: make(chan struct{}, 1)}
 	f.stamp = stampOf(f.rulesPath)
 	rules, err := agent.LoadRules(f.rulesPath)
 	if err != nil {
@@ -89,7 +96,21 @@ func (f *facts) complete() {
 	f.offer.Drivers = []string{task.DriverProcess}
 	f.offer.Terms = f.rules.Terms
 	f.offer.Isolation = isolation
+	f.offer.Streams = f.streams
 	f.offer.Program = version
+	f.offer.Services = f.services
+}
+
+// serve says which services the owner has opened.
+func (f *facts) serve(services []fleet.Service) {
+	f.mu.Lock()
+	f.services = services
+	f.complete()
+	f.mu.Unlock()
+	select {
+	case f.told <- struct{}{}:
+	default: // run is about to look
+	}
 }
 
 // isolation is the strongest wall between this machine and another owner's run
@@ -153,6 +174,11 @@ func (f *facts) run(ctx context.Context) error {
 				changed = true
 			case <-rules.C:
 				changed = f.reload()
+				if f.reachable != nil {
+					changed = f.setStreams(f.reachable()) || changed
+				}
+			case <-f.told:
+				changed = true
 			}
 		}
 	}
@@ -177,6 +203,23 @@ func (f *facts) reload() bool {
 	f.rules = rules
 	f.complete()
 	f.log.Info("rules read")
+	return true
+}
+
+// setStreams says at which TCP addresses this machine relays, and reports
+// whether that changed the offer.
+func (f *facts) setStreams(addrs []netip.AddrPort) bool {
+	var list []string
+	for _, a := range addrs {
+		list = append(list, a.String())
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if slices.Equal(list, f.streams) {
+		return false
+	}
+	f.streams = list
+	f.complete()
 	return true
 }
 

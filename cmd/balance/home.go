@@ -22,7 +22,7 @@ import (
 //	ledger.db                    the ledger and what is derived from it
 //	rules.yaml                   what the machine offers, and to whom
 //	blobs/ runs/ submitted/      files of runs
-//	lock balance.sock            of the daemon that runs
+//	lock balance.sock proxy.sock of the daemon that runs
 type home string
 
 const (
@@ -30,6 +30,7 @@ const (
 	rulesFile  = "rules.yaml"
 	lockFile   = "lock"
 	socketFile = quick.Socket
+	proxyFile  = "proxy.sock"
 	blobsDir   = "blobs"
 	runsDir    = "runs"      // of runs on this machine
 	followDir  = "submitted" // of runs that this machine submitted
@@ -103,10 +104,10 @@ func write(f *os.File, s string) error {
 // A Unix socket's path may have 107 bytes on Linux and 103 on macOS.
 const maxSocketPath = 103
 
-// withSocket calls do with a path of the socket that is short enough. On Linux
-// a long one is reached through a descriptor of its folder.
-func (h home) withSocket(do func(path string) error) error {
-	p := h.path(socketFile)
+// withSocket calls do with a path of a socket that is short enough. On Linux a
+// long one is reached through a descriptor of its folder.
+func (h home) withSocket(name string, do func(path string) error) error {
+	p := h.path(name)
 	if len(p) <= maxSocketPath {
 		return do(p)
 	}
@@ -118,24 +119,24 @@ func (h home) withSocket(do func(path string) error) error {
 		return err
 	}
 	defer dir.Close()
-	return do(fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), socketFile))
+	return do(fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), name))
 }
 
-// listen opens the local API's socket. The caller holds the lock, so a socket
-// that is there is left over.
-func (h home) listen() (net.Listener, error) {
-	if err := os.Remove(h.path(socketFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+// listen opens a socket that its owner alone may connect to. The caller holds
+// the lock, so one that is there is left over.
+func (h home) listen(name string) (net.Listener, error) {
+	if err := os.Remove(h.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	var ln net.Listener
-	err := h.withSocket(func(path string) (err error) {
+	err := h.withSocket(name, func(path string) (err error) {
 		old := unix.Umask(0o177)
 		defer unix.Umask(old)
 		ln, err = net.Listen("unix", path)
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("open the local socket: %w", err)
+		return nil, fmt.Errorf("open the socket %s: %w", name, err)
 	}
 	// The path may go through a descriptor that is closed by now: up removes
 	// the socket by its own path.
@@ -144,7 +145,7 @@ func (h home) listen() (net.Listener, error) {
 }
 
 func (h home) dial() (conn net.Conn, err error) {
-	err = h.withSocket(func(path string) (err error) {
+	err = h.withSocket(socketFile, func(path string) (err error) {
 		conn, err = net.Dial("unix", path)
 		return err
 	})

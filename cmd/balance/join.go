@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -338,7 +339,7 @@ func doorError(v *wire.Invite, err error) error {
 		return p
 	}
 	var where []string
-	for _, e := range v.Endpoints {
+	for _, e := range append(slices.Clone(v.Endpoints), v.Streams...) {
 		where = append(where, e.String())
 	}
 	if errors.Is(err, errBrokenOff) || errors.Is(err, mesh.ErrNoAnswer) || errors.Is(err, context.DeadlineExceeded) {

@@ -31,6 +31,7 @@ var layers = map[string][]string{
 	"mesh/member":       {"mesh/identity"},
 	"mesh/meshtest":     {"mesh", "mesh/identity", "mesh/member"},
 	"discovery":         {"mesh/identity"},
+	"proxy":             {},
 	"store":             {"exec/task", "mesh/identity", "mesh/wire"},
 	"store/replica":     {"mesh/identity", "mesh/wire"},
 	"exec":              {},

@@ -19,7 +19,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"balance": main, "flip": flip})
+	testscript.Main(m, map[string]func(){"balance": main, "flip": flip, "serve": serve, "visit": visit, "send": send})
 }
 
 // TestScripts runs testdata/script/*.txtar: the real program, several nodes at

@@ -22,7 +22,8 @@ import (
 func (a *app) meshCommands() []*cobra.Command {
 	cmds := []*cobra.Command{
 		a.initCommand(), a.upCommand(), a.downCommand(), a.statusCommand(), a.inviteCommand(), a.joinCommand(),
-		a.nodesCommand(), a.pingCommand(), a.offerCommand(), a.servicesCommand(),
+		a.nodesCommand(), a.pingCommand(), a.offerCommand(),
+		a.servicesCommand(), a.exposeCommand(), a.forwardCommand(),
 	}
 	for _, c := range cmds {
 		c.GroupID = "mesh"
@@ -76,6 +77,7 @@ func (a *app) statusCommand() *cobra.Command {
 				if s.DNS != "" {
 					fmt.Fprintf(w, "  DNS      %s\n", s.DNS)
 				}
+				fmt.Fprintf(w, "  proxy    %s\n", strings.TrimSpace(s.Proxy+" "+s.ProxyFile))
 				if s.RulesError != "" {
 					fmt.Fprintf(w, "  rules    the older ones are in force: %s\n", clean(s.RulesError, false))
 				}
@@ -251,7 +253,7 @@ func terms(f *fleet.Offer) []string {
 func (a *app) servicesCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "services",
-		Short: "List what the machines publish by DNS-SD",
+		Short: "List what the machines publish by DNS-SD, and what they expose",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var rows []serviceRow
@@ -261,9 +263,9 @@ func (a *app) servicesCommand() *cobra.Command {
 			return a.print.answer(rows, func(w io.Writer) error {
 				var out [][]string
 				for _, r := range rows {
-					out = append(out, []string{r.Instance, r.Type, r.Node, r.Address, strconv.Itoa(int(r.Port)), strings.Join(r.Text, " ")})
+					out = append(out, []string{r.Instance, r.Type, r.Node, r.Address, strconv.Itoa(int(r.Port)), forWhom(r.For), strings.Join(r.Text, " ")})
 				}
-				return table(w, []string{"INSTANCE", "TYPE", "NODE", "ADDRESS", "PORT", "TEXT"}, out)
+				return table(w, []string{"INSTANCE", "TYPE", "NODE", "ADDRESS", "PORT", "FOR", "TEXT"}, out)
 			})
 		},
 	}

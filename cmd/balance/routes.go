@@ -6,10 +6,10 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"strconv"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -43,32 +43,41 @@ type localAPI struct {
 	submitted *dispatch.Dispatcher
 	door      *door
 	watch     *watch
+	exposer   *exposer
+	reach     *reach
 	log       *slog.Logger
+
+	streams sync.WaitGroup // connections that have become something else than HTTP
 }
 
 // routes is the whole local API.
 func (l *localAPI) routes() http.Handler {
 	mux := http.NewServeMux()
 	for pattern, handle := range map[string]func(http.ResponseWriter, *http.Request) error{
-		"GET /v1/status":             l.status,
-		"POST /v1/down":              l.down,
-		"GET /v1/nodes":              l.nodes,
-		"POST /v1/nodes/{node}/ping": l.ping,
-		"GET /v1/fleet":              l.fleet,
-		"GET /v1/offer":              l.offer,
-		"GET /v1/services":           l.services,
-		"POST /v1/invites":           l.invite,
-		"POST /v1/plan":              l.plan,
-		"POST /v1/runs":              l.submit,
-		"POST " + quick.Path:         l.quick,
-		"GET /v1/runs":               l.runs,
-		"GET /v1/runs/{run}":         l.ofRun(l.inspect),
-		"GET /v1/runs/{run}/events":  l.ofRun(l.events),
-		"POST /v1/runs/{run}/stdin":  l.ofRun(l.stdin),
-		"POST /v1/runs/{run}/cancel": l.ofRun(l.cancel),
-		"GET /v1/runs/{run}/why":     l.ofRun(l.why),
-		"GET /v1/ledger":             l.ledger,
-		"GET /v1/ledger/verify":      l.verify,
+		"GET /v1/status":                     l.status,
+		"POST /v1/down":                      l.down,
+		"GET /v1/nodes":                      l.nodes,
+		"POST /v1/nodes/{node}/ping":         l.ping,
+		"GET /v1/nodes/{node}/ports/{port}":  l.port,
+		"POST /v1/nodes/{node}/ports/{port}": l.connect,
+		"GET /v1/fleet":                      l.fleet,
+		"GET /v1/offer":                      l.offer,
+		"GET /v1/services":                   l.services,
+		"GET /v1/exposed":                    l.exposed,
+		"POST /v1/exposed":                   l.expose,
+		"DELETE /v1/exposed/{port}":          l.hide,
+		"POST /v1/invites":                   l.invite,
+		"POST /v1/plan":                      l.plan,
+		"POST /v1/runs":                      l.submit,
+		"POST " + quick.Path:                 l.quick,
+		"GET /v1/runs":                       l.runs,
+		"GET /v1/runs/{run}":                 l.ofRun(l.inspect),
+		"GET /v1/runs/{run}/events":          l.ofRun(l.events),
+		"POST /v1/runs/{run}/stdin":          l.ofRun(l.stdin),
+		"POST /v1/runs/{run}/cancel":         l.ofRun(l.cancel),
+		"GET /v1/runs/{run}/why":             l.ofRun(l.why),
+		"GET /v1/ledger":                     l.ledger,
+		"GET /v1/ledger/verify":              l.verify,
 	} {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			if err := handle(w, r); err != nil && r.Context().Err() == nil {
@@ -81,7 +90,7 @@ func (l *localAPI) routes() http.Handler {
 
 // serve answers on the socket until ctx ends.
 func (l *localAPI) serve(ctx context.Context, group *errgroup.Group) error {
-	ln, err := l.home.listen()
+	ln, err := l.home.listen(socketFile)
 	if err != nil {
 		return err
 	}
@@ -91,28 +100,6 @@ func (l *localAPI) serve(ctx context.Context, group *errgroup.Group) error {
 		return os.Remove(l.home.path(socketFile))
 	})
 	return nil
-}
-
-// ownUser lets in nobody but the user who runs the node, and root: the second
-// wall behind the socket's mode.
-type ownUser struct {
-	net.Listener
-	log *slog.Logger
-}
-
-func (o ownUser) Accept() (net.Conn, error) {
-	for {
-		c, err := o.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		uid, err := peerUID(c.(*net.UnixConn))
-		if err == nil && (uid == os.Getuid() || uid == 0) {
-			return c, nil
-		}
-		o.log.Warn("another user knocked at the local socket", "uid", uid, "error", err)
-		c.Close()
-	}
 }
 
 func reply(w http.ResponseWriter, v any) {
@@ -160,6 +147,7 @@ func (l *localAPI) status(w http.ResponseWriter, _ *http.Request) error {
 		Running: true, PID: os.Getpid(), Version: version, Home: string(l.home),
 		Mesh: state.Genesis.Mesh, MeshID: state.Mesh.String(), Name: me.Name, ID: me.ID, Owner: me.Owner, Role: me.Role.String(),
 		Address: l.node.Address().String(), Port: int(l.node.Port()), Since: l.since, Members: len(nodes), Offers: offer.Terms.Offers,
+		ProxyFile: l.home.path(proxyFile),
 	}
 	for _, n := range nodes {
 		if n.State == fleet.Up {
@@ -168,6 +156,9 @@ func (l *localAPI) status(w http.ResponseWriter, _ *http.Request) error {
 	}
 	if l.cfg.dns.IsValid() {
 		s.DNS = l.cfg.dns.String()
+	}
+	if l.cfg.proxy.IsValid() {
+		s.Proxy = l.cfg.proxy.String()
 	}
 	if rulesErr != nil {
 		s.RulesError = rulesErr.Error()

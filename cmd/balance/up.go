@@ -5,10 +5,12 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os/signal"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -38,12 +40,14 @@ func goVersion() string { return runtime.Version() }
 type upConfig struct {
 	listen    netip.AddrPort // the one UDP socket; port 0: the one used last, or any
 	dns       netip.AddrPort // zero: no DNS on the host
+	proxy     netip.AddrPort // zero: no proxy on a port of the host
 	multicast bool
+	relayTCP  netip.AddrPort   // zero: members reach this node by UDP alone
 	advertise []netip.AddrPort // told to others instead of what is found; nil: nothing
 }
 
 func (a *app) upCommand() *cobra.Command {
-	var listen, dns, format, level string
+	var listen, dns, proxyAddr, relayTCP, format, level string
 	var advertise []string
 	var noMulticast bool
 	cmd := &cobra.Command{
@@ -53,11 +57,14 @@ func (a *app) upCommand() *cobra.Command {
 			"service manager: see docs/systemd.md.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := parseUp(listen, dns)
+			cfg, err := parseUp(listen, dns, proxyAddr)
 			if err != nil {
 				return err
 			}
 			cfg.multicast = !noMulticast
+			if cfg.relayTCP, err = parseListen(relayTCP); err != nil {
+				return err
+			}
 			if cfg.advertise, err = parseAddrs(advertise); err != nil {
 				return err
 			}
@@ -73,28 +80,55 @@ func (a *app) upCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&listen, "listen", "", "address and port of the one UDP socket (default: all addresses, any free port, which is then kept)")
 	f.StringVar(&dns, "dns", "", "answer DNS for the mesh on this loopback address and port, like 127.0.0.1:5354")
+	f.StringVar(&relayTCP, "relay-tcp", "", "also accept members whose network blocks UDP, by TLS on this address and port, like :443")
 	f.StringSliceVar(&advertise, "advertise", nil, "UDP address and port to tell others instead of those found, where a router forwards a port; repeatable")
+	f.StringVar(&proxyAddr, "proxy", "", "serve the SOCKS5 and HTTP proxy on this loopback address and port too, like 127.0.0.1:1080")
 	f.BoolVar(&noMulticast, "no-multicast", false, "do not announce the node on the local network")
 	f.StringVar(&format, "log-format", "text", "text or json")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	return cmd
 }
 
-func parseUp(listen, dns string) (cfg upConfig, err error) {
+func parseUp(listen, dns, proxyAddr string) (cfg upConfig, err error) {
 	if listen != "" {
 		if cfg.listen, err = netip.ParseAddrPort(listen); err != nil {
 			return cfg, fail("usage", "for example: --listen 0.0.0.0:41841", "--listen: %v", err)
 		}
 	}
-	if dns != "" {
-		if cfg.dns, err = netip.ParseAddrPort(dns); err != nil {
-			return cfg, fail("usage", "for example: --dns 127.0.0.1:5354", "--dns: %v", err)
-		}
-		if !cfg.dns.Addr().IsLoopback() {
-			return cfg, fail("usage", "for example: --dns 127.0.0.1:5354", "--dns: %v is not a loopback address: the names of the mesh are for its members alone", cfg.dns)
-		}
+	if cfg.dns, err = parseLoopback("--dns", dns, "--dns 127.0.0.1:5354"); err != nil {
+		return cfg, err
 	}
-	return cfg, nil
+	cfg.proxy, err = parseLoopback("--proxy", proxyAddr, "--proxy 127.0.0.1:1080")
+	return cfg, err
+}
+
+// parseLoopback reads an argument that is an address of this host alone. Empty
+// is none.
+func parseLoopback(name, value, example string) (at netip.AddrPort, err error) {
+	if value == "" {
+		return at, nil
+	}
+	if at, err = netip.ParseAddrPort(value); err != nil {
+		return at, fail("usage", "for example: "+example, "%s: %v", name, err)
+	}
+	if !at.Addr().IsLoopback() {
+		return at, fail("usage", "for example: "+example, "%s: %v is not a loopback address: the mesh is for its members alone", name, at)
+	}
+	return at, nil
+}
+
+// parseListen reads an address to listen on, of which the host may be left out.
+func parseListen(s string) (at netip.AddrPort, err error) {
+	if s == "" {
+		return at, nil
+	}
+	if strings.HasPrefix(s, ":") {
+		s = "[::]" + s
+	}
+	if at, err = netip.ParseAddrPort(s); err != nil {
+		return at, fail("usage", "for example: --relay-tcp :443", "--relay-tcp: %v", err)
+	}
+	return at, nil
 }
 
 func parseAddrs(list []string) (out []netip.AddrPort, err error) {
@@ -168,6 +202,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 		return err
 	}
 	defer facts.probe.Close()
+	var streams net.Listener
 	heard := newNews()
 	node, err := mesh.Open(mesh.Config{
 		Keys: keys, Mesh: meshID, Listen: cfg.listen, Advertise: cfg.advertise, Log: log, OnPath: heard.path, Relay: facts.relays,
@@ -177,6 +212,17 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	}
 	defer func() { err = errors.Join(err, node.Close()) }()
 	defer heard.stop()
+	if cfg.relayTCP.IsValid() {
+		ln, err := net.Listen("tcp", cfg.relayTCP.String())
+		if err != nil {
+			return hint(err, "choose another address with --relay-tcp")
+		}
+		defer ln.Close()
+		port := ln.Addr().(*net.TCPAddr).AddrPort().Port()
+		facts.reachable = func() []netip.AddrPort { return node.StreamAddrs(port) }
+		facts.setStreams(facts.reachable())
+		streams = ln
+	}
 	if err := db.SetSetting(ctx, settingPort, strconv.Itoa(int(node.Port()))); err != nil {
 		return err
 	}
@@ -185,6 +231,11 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	defer peers.CloseIdleConnections()
 	client := func(id identity.ID) *remote.Client { return remote.NewClient(peers, id) }
 
+	exposed, err := openExposer(ctx, node, db, who, facts, log)
+	if err != nil {
+		return err
+	}
+	defer exposed.close()
 	blobs, err := blob.Open(h.path(blobsDir))
 	if err != nil {
 		return err
@@ -237,7 +288,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	api.replica = newReplica(api, peers, view)
 	changed := make(chan []*wire.Entry, 1024)
 	db.OnCommit(onCommit(changed, api.replica))
-	porch := &door{mesh: meshID, self: self, node: node, db: db, roster: who, share: api.replica.Push, log: log, nonces: map[nonce32]netip.Addr{}}
+	porch := &door{mesh: meshID, self: self, node: node, db: db, roster: who, share: api.replica.Push, streams: facts.reachable, log: log, nonces: map[nonce32]netip.Addr{}}
 	if err := porch.reopen(ctx); err != nil {
 		return err
 	}
@@ -260,6 +311,9 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 		defer lan.Close()
 		who.each(func(*trust.State) { lan.Kick() }) // a new member may have called before it was known
 	}
+	if streams != nil {
+		group.Go(func() error { return node.ServeStreams(streams) })
+	}
 	for _, serve := range []func(context.Context, *errgroup.Group) error{api.serve, porch.open} {
 		if err := serve(ctx, group); err != nil {
 			return err
@@ -268,14 +322,19 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	if cfg.dns, err = serveDNS(ctx, group, node, cfg.dns, &names{view: view, who: who, log: log}, log); err != nil {
 		return err
 	}
+	ways := &reach{node: node, who: who, view: view}
+	if cfg.proxy, err = serveProxy(ctx, group, h, cfg.proxy, ways, log); err != nil {
+		return err
+	}
 	if err := submitted.Resume(ctx); err != nil {
 		return err
 	}
 	local := &localAPI{
 		home: h, cfg: cfg, since: time.Now(), stop: stop, self: self, node: node, db: db, who: who, view: view, facts: facts,
-		runner: runner, submitted: submitted, door: porch, log: log,
+		runner: runner, submitted: submitted, door: porch, exposer: exposed, reach: ways, log: log,
 		watch: &watch{self: self, view: view, own: facts.sampler, peers: peers, log: log},
 	}
+	defer local.streams.Wait()
 	if err := local.serve(ctx, group); err != nil {
 		return err
 	}

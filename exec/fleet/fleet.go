@@ -11,6 +11,7 @@
 package fleet
 
 import (
+	"slices"
 	"time"
 
 	"github.com/balanceai/balance/exec/policy"
@@ -42,6 +43,28 @@ type Offer struct {
 	Zone      int          `cbor:"13,keyasint" json:"utc_offset_s"`      // the machine's time zone, for the hours in its terms
 	Isolation string       `cbor:"14,keyasint" json:"isolation"`         // the strongest for another owner's run
 	Program   string       `cbor:"15,keyasint" json:"program"`           // version of balance
+	Services  []Service    `cbor:"16,keyasint,omitempty" json:"services,omitempty"`
+	Streams   []string     `cbor:"17,keyasint,omitempty" json:"streams,omitempty"` // TCP addresses at which it relays, where UDP does not pass; eight at most
+}
+
+// Service is a TCP port of a machine's overlay address that its owner has
+// opened. Who may not connect is turned away there; others read this to know
+// beforehand.
+type Service struct {
+	Port uint16   `cbor:"1,keyasint" json:"port"`
+	Type string   `cbor:"2,keyasint,omitempty" json:"type,omitempty"` // of DNS-SD, such as _http._tcp; empty: not published there
+	Name string   `cbor:"3,keyasint,omitempty" json:"name,omitempty"` // tells services of one type and machine apart
+	Text []string `cbor:"4,keyasint,omitempty" json:"text,omitempty"` // key=value, of DNS-SD
+	To   []string `cbor:"5,keyasint,omitempty" json:"to,omitempty"`   // owners besides the machine's own; [policy.AnyOwner] for all
+}
+
+// MaxServices is how many services of one machine count.
+const MaxServices = 32
+
+// May reports whether machines of an owner may connect to a service of a
+// machine whose owner is given.
+func (s Service) May(owner, machine string) bool {
+	return owner == machine || slices.Contains(s.To, owner) || slices.Contains(s.To, policy.AnyOwner)
 }
 
 // Vendors of devices.

@@ -113,6 +113,19 @@ func (v *View) Snapshot() ([]Node, uint64) {
 	return out, v.version
 }
 
+// Node returns a member.
+func (v *View) Node(id identity.ID) (Node, bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	n, ok := v.nodes[id]
+	if !ok {
+		return Node{}, false
+	}
+	c := *n
+	c.History = slices.Clip(c.History)
+	return c, true
+}
+
 // Changed returns a channel that is closed when the view is no longer of the
 // given version.
 func (v *View) Changed(version uint64) <-chan struct{} {

@@ -193,3 +193,32 @@ func TestOfferIsARecord(t *testing.T) {
 		}
 	})
 }
+
+func TestViewNode(t *testing.T) {
+	v, _ := newTestView()
+	if n, ok := v.Node(juno); !ok || n.Name != "juno" || n.Owner != "ben" {
+		t.Errorf("%+v, %v", n, ok)
+	}
+	if n, ok := v.Node(identity.ID{3}); ok {
+		t.Errorf("a stranger: %+v", n)
+	}
+}
+
+func TestServiceMay(t *testing.T) {
+	for _, test := range []struct {
+		to    []string
+		owner string
+		want  bool
+	}{
+		{nil, "ada", true}, // the machine's own
+		{nil, "ben", false},
+		{nil, "", false},
+		{[]string{"zoe"}, "ben", false},
+		{[]string{"zoe", "ben"}, "ben", true},
+		{[]string{policy.AnyOwner}, "ben", true},
+	} {
+		if got := (Service{To: test.to}).May(test.owner, "ada"); got != test.want {
+			t.Errorf("to %q: %s may: %v", test.to, test.owner, got)
+		}
+	}
+}

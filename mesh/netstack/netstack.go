@@ -126,6 +126,7 @@ func (n *Net) ListenTCP(at netip.AddrPort) (net.Listener, error) {
 	if err != nil {
 		return nil, failure("listen", "tcp", at, err)
 	}
+	ep.SocketOptions().SetReuseAddress(true) // connections of an earlier listener hold its port until they are forgotten
 	if err := ep.Bind(full(at)); err != nil {
 		ep.Close()
 		return nil, failure("listen", "tcp", at, err)

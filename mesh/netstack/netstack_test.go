@@ -140,6 +140,42 @@ func TestTCPErrors(t *testing.T) {
 	}
 }
 
+// A port is free for another listener as soon as the one before it is closed,
+// though connections that it accepted are there; not before.
+func TestListenAgain(t *testing.T) {
+	a, b := pair(t, nil)
+	at := netip.AddrPortFrom(addrB, 8000)
+	for range 3 {
+		l := listen(t, b, at)
+		if other, err := b.ListenTCP(at); err == nil {
+			other.Close()
+			t.Fatal("two listeners at one port")
+		}
+		open, err := a.DialTCP(within(t), addrA, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { open.Close() })
+		ended, err := a.DialTCP(within(t), addrA, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			c, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.RemoteAddr().String() == ended.LocalAddr().String() {
+				c.Close() // first: it has to remember the connection for a while
+				ended.Close()
+			} else {
+				t.Cleanup(func() { c.Close() })
+			}
+		}
+		l.Close()
+	}
+}
+
 func TestDeadline(t *testing.T) {
 	a, b := pair(t, nil)
 	listen(t, b, netip.AddrPortFrom(addrB, 80))

@@ -25,16 +25,20 @@ const MaxInviteEndpoints = 3
 //
 // As bytes: version 1, mesh id (32), WireGuard public key of the door (32),
 // secret (16), expiry in Unix seconds (4, big endian), number of endpoints
-// (1), each 4 or 6, then the IP address (4 or 16 bytes) and port (2); at the
+// (1), each 4 or 6, with 16 added for TCP, then the IP address (4 or 16 bytes) and port (2); at the
 // end the first 4 bytes of the SHA-256 of all that. As text: "BAL1" and the
 // bytes in Crockford's base32, which survives being read aloud.
 type Invite struct {
 	Mesh      identity.MeshID
 	Door      identity.WGPublic
 	Secret    InviteSecret
-	Expires   time.Time // whole seconds
-	Endpoints []netip.AddrPort
+	Expires   time.Time        // whole seconds
+	Endpoints []netip.AddrPort // UDP
+	Streams   []netip.AddrPort // TCP; see mesh.Node.ServeStreams
 }
+
+// overTCP marks an endpoint that is a TCP address.
+const overTCP = 16
 
 // InviteSecret is the part of an invite that lets its holder in.
 type InviteSecret [16]byte
@@ -97,18 +101,25 @@ func (v *Invite) encode() []byte {
 	b = append(b, v.Door[:]...)
 	b = append(b, v.Secret[:]...)
 	b = binary.BigEndian.AppendUint32(b, uint32(v.Expires.Unix()))
-	b = append(b, byte(len(v.Endpoints)))
+	b = append(b, byte(len(v.Endpoints)+len(v.Streams)))
 	for _, e := range v.Endpoints {
-		family := byte(6)
-		if e.Addr().Is4() {
-			family = 4
-		}
-		b = append(b, family)
-		b = append(b, e.Addr().AsSlice()...)
-		b = binary.BigEndian.AppendUint16(b, e.Port())
+		b = appendEndpoint(b, e, 0)
+	}
+	for _, e := range v.Streams {
+		b = appendEndpoint(b, e, overTCP)
 	}
 	sum := sha256.Sum256(b)
 	return append(b, sum[:inviteSum]...)
+}
+
+func appendEndpoint(b []byte, e netip.AddrPort, mark byte) []byte {
+	family := byte(6)
+	if e.Addr().Is4() {
+		family = 4
+	}
+	b = append(b, family+mark)
+	b = append(b, e.Addr().AsSlice()...)
+	return binary.BigEndian.AppendUint16(b, e.Port())
 }
 
 // ParseInvite reads the text of an invite. Case, spaces, line ends and hyphens
@@ -160,12 +171,19 @@ func decodeInvite(b []byte) (*Invite, error) {
 		return nil, fmt.Errorf("%w: %d endpoints", ErrInviteDamaged, count)
 	}
 	for range count {
-		size := map[bool]int{true: 4, false: 16}[len(rest) > 0 && rest[0] == 4]
-		if len(rest) < 1+size+2 || (rest[0] != 4 && rest[0] != 6) {
+		if len(rest) == 0 {
+			return nil, fmt.Errorf("%w: endpoint", ErrInviteDamaged)
+		}
+		size := map[byte]int{4: 4, 6: 16}[rest[0]&^overTCP]
+		if size == 0 || len(rest) < 1+size+2 {
 			return nil, fmt.Errorf("%w: endpoint", ErrInviteDamaged)
 		}
 		addr, _ := netip.AddrFromSlice(rest[1 : 1+size])
-		v.Endpoints = append(v.Endpoints, netip.AddrPortFrom(addr, binary.BigEndian.Uint16(rest[1+size:])))
+		to := &v.Endpoints
+		if rest[0]&overTCP != 0 {
+			to = &v.Streams
+		}
+		*to = append(*to, netip.AddrPortFrom(addr, binary.BigEndian.Uint16(rest[1+size:])))
 		rest = rest[1+size+2:]
 	}
 	if len(rest) != 0 {

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -202,6 +203,7 @@ func testInvite() *Invite {
 	return &Invite{
 		Mesh: testMesh, Door: identity.WGPublic{8}, Secret: InviteSecret{7}, Expires: time.Unix(1_800_000_000, 0),
 		Endpoints: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.7:4242"), netip.MustParseAddrPort("[2001:db8::1]:7")},
+		Streams:   []netip.AddrPort{netip.MustParseAddrPort("192.0.2.7:443")},
 	}
 }
 
@@ -214,7 +216,8 @@ func TestInviteOnTheWire(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got.Mesh != v.Mesh || got.Door != v.Door || got.Secret != v.Secret || !got.Expires.Equal(v.Expires) || got.Endpoints[1] != v.Endpoints[1] {
+		if got.Mesh != v.Mesh || got.Door != v.Door || got.Secret != v.Secret || !got.Expires.Equal(v.Expires) ||
+			!slices.Equal(got.Endpoints, v.Endpoints) || !slices.Equal(got.Streams, v.Streams) {
 			t.Errorf("invite came back as %+v", got)
 		}
 	}
