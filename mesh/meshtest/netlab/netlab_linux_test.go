@@ -363,6 +363,11 @@ func TestMulticast(t *testing.T) {
 	if text, _ := heard.next(10 * time.Millisecond); text != "" {
 		t.Errorf("heard %q where multicast is dropped", text)
 	}
+	lan.PassMulticast()
+	p.send("hello again", group)
+	if text, _ := heard.next(patience); text != "hello again" {
+		t.Errorf("heard %q where multicast is carried again", text)
+	}
 }
 
 func TestShape(t *testing.T) {

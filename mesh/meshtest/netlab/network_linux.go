@@ -91,6 +91,8 @@ func (n *Network) Mend() { n.lab.must(n.lab.core.ip("link set " + n.uplink + " u
 func (n *Network) DropMulticast() {
 	n.lab.t.Helper()
 	n.lab.must(n.ns.nft(`
+table bridge multicast
+delete table bridge multicast
 table bridge multicast {
 	chain forward {
 		type filter hook forward priority filter
@@ -100,6 +102,12 @@ table bridge multicast {
 	}
 }
 `))
+}
+
+// PassMulticast ends DropMulticast.
+func (n *Network) PassMulticast() {
+	n.lab.t.Helper()
+	n.lab.must(n.ns.nft("table bridge multicast\ndelete table bridge multicast"))
 }
 
 // seat is a host's place in a network.
