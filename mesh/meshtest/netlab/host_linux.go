@@ -28,7 +28,9 @@ func (n *Network) Host(name string) *Host {
 	l.t.Helper()
 	h := &Host{Name: name, lab: l, ns: l.namespace(), port: fmt.Sprintf("p%d", len(l.hosts)), in: n}
 	l.hosts = append(l.hosts, h)
-	l.must(h.ns.ip(fmt.Sprintf("link add eth0 type veth peer name %s netns %s", h.port, n.ns.path())))
+	// The kernel reports a change of carrier at once where the two ends of a pair
+	// have different indexes, and else when it has time, within a second.
+	l.must(h.ns.ip(fmt.Sprintf("link add eth0 index 1000 type veth peer name %s netns %s", h.port, n.ns.path())))
 	h.sit()
 	return h
 }
@@ -79,7 +81,7 @@ func (h *Host) Cut() {
 	h.lab.must(h.in.ns.ip("link set " + h.port + " down"))
 }
 
-// Mend puts the cable back. The kernel may take a second to notice.
+// Mend puts the cable back.
 func (h *Host) Mend() {
 	h.lab.t.Helper()
 	h.lab.must(h.in.ns.ip("link set " + h.port + " up"))

@@ -28,6 +28,11 @@ func (l *Lab) LAN(network string) *Network {
 		"link add lan type bridge mcast_snooping 0",
 		fmt.Sprintf("addr add %s.1/24 dev lan", network),
 		"link set lan up",
+		// One port is always in use, so that the switch itself never loses its
+		// carrier: the kernel is slow to give it back.
+		"link add used type veth peer name user",
+		"link set used master lan up",
+		"link set user up",
 	))
 	l.must(n.ns.nft(lanRules))
 	return n
@@ -52,7 +57,7 @@ func (l *Lab) Router(kind NAT, network string) *Network {
 	n := l.LAN(network)
 	addr, gateway := l.site(false)
 	n.public, n.uplink = addr.Addr(), fmt.Sprintf("s%d", l.sites)
-	l.must(n.ns.ip(fmt.Sprintf("link add wan type veth peer name %s netns %s", n.uplink, l.core.path())))
+	l.must(n.ns.ip(fmt.Sprintf("link add wan index 1000 type veth peer name %s netns %s", n.uplink, l.core.path())))
 	l.must(l.core.ip(
 		fmt.Sprintf("addr add %s dev %s", gateway, n.uplink),
 		fmt.Sprintf("link set %s up", n.uplink),
