@@ -4,9 +4,13 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
+	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/meshtest/netlab"
 )
 
@@ -241,5 +245,49 @@ func TestHole(t *testing.T) {
 		awaitPeers("direct", nodes...)
 		t.Logf("direct again %v after the hole was filled", time.Since(start).Round(time.Millisecond))
 		a.runs(b)
+	}
+}
+
+// Every one of many dispatches over a link that is slow and loses almost
+// every third packet is run once and answered.
+func TestBadLink(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes half a minute")
+	}
+	lab := netlab.New(t)
+	_, nodes := labMesh(t, lab, lab.Internet.Host("a"), lab.Internet.Host("b"))
+	a, b := nodes[0], nodes[1]
+	awaitPeers("direct", nodes...)
+	a.Shape(100*time.Millisecond, 0.3)
+	const runs, together = 200, 100
+	spec := task.Spec{
+		Driver: task.DriverProcess, Command: []string{"true"}, Node: b.Name,
+		Needs: task.Needs{CPU: 1, Memory: 1 << 20},
+	}
+	var group errgroup.Group
+	group.SetLimit(together)
+	var done atomic.Int64
+	start := time.Now()
+	for range runs {
+		group.Go(func() error {
+			id, err := a.client.submit(t.Context(), spec, func(e task.Event) error {
+				if e.Type == task.EventFinished && e.ExitCode != nil && *e.ExitCode == 0 {
+					done.Add(1)
+				}
+				return nil
+			})
+			if err != nil {
+				return fmt.Errorf("%s: %w", id, err)
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		t.Error(err)
+	}
+	took := time.Since(start)
+	t.Logf("%d of %d dispatches in %v", done.Load(), runs, took.Round(time.Millisecond))
+	if done.Load() != runs {
+		t.Errorf("%d of %d dispatches came to a good end", done.Load(), runs)
 	}
 }
