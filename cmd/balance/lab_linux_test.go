@@ -20,7 +20,7 @@ const labPatience = 30 * time.Second
 // labNode is a node on a host of a lab.
 type labNode struct {
 	*netlab.Host
-	t       *testing.T
+	t       testing.TB
 	home    home
 	client  *client
 	flags   []string // of up
@@ -28,12 +28,12 @@ type labNode struct {
 }
 
 // during returns the node for a part of the test.
-func (n labNode) during(t *testing.T) *labNode {
+func (n labNode) during(t testing.TB) *labNode {
 	n.t = t
 	return &n
 }
 
-func newLabNode(t *testing.T, h *netlab.Host, flags ...string) *labNode {
+func newLabNode(t testing.TB, h *netlab.Host, flags ...string) *labNode {
 	dir := home(filepath.Join(shortDir(t), h.Name))
 	h.Setenv("BALANCE_HOME", string(dir))
 	return &labNode{Host: h, t: t, home: dir, client: newClient(dir), flags: flags}
@@ -136,8 +136,10 @@ type labPing struct {
 }
 
 // ping measures the path to another once, as `balance ping -c 1` does.
-func (n *labNode) ping(other *labNode) (p labPing) {
-	resp, err := n.client.do(n.t.Context(), http.MethodPost, "/v1/nodes/"+other.Name+"/ping?count=1", nil)
+func (n *labNode) ping(other *labNode) labPing { return n.pingWithin(n.t.Context(), other) }
+
+func (n *labNode) pingWithin(ctx context.Context, other *labNode) (p labPing) {
+	resp, err := n.client.do(ctx, http.MethodPost, "/v1/nodes/"+other.Name+"/ping?count=1", nil)
 	if err != nil {
 		p.Error = err.Error()
 		return p

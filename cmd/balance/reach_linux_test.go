@@ -129,7 +129,7 @@ func (n *labNode) meets(other *labNode, path string) []string {
 }
 
 // labMesh is a mesh of one node at a public address and others on hosts.
-func labMesh(t *testing.T, lab *netlab.Lab, hosts ...*netlab.Host) (pub *labNode, nodes []*labNode) {
+func labMesh(t testing.TB, lab *netlab.Lab, hosts ...*netlab.Host) (pub *labNode, nodes []*labNode) {
 	t.Helper()
 	pub = newLabNode(t, lab.Internet.Host("pub"), "--listen", "0.0.0.0:41841")
 	for _, h := range hosts {
