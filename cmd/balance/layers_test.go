@@ -47,6 +47,8 @@ var layers = map[string][]string{
 	"exec/remote":       {"exec/task", "exec/blob", "mesh/identity", "mesh/wire"},
 	"exec/dispatch":     {"exec/task", "exec/fleet", "exec/place", "exec/policy", "exec/journal", "exec/spare", "exec/blob", "mesh/identity", "mesh/wire"},
 	"tui":               {"exec/task", "exec/fleet", "mesh/identity"},
+
+	"mesh/meshtest/netlab": {},
 }
 
 type listed struct {

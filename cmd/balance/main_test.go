@@ -226,7 +226,7 @@ func cmdJoin(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // shortDir is a folder whose path leaves room for a socket's.
-func shortDir(t *testing.T) string {
+func shortDir(t testing.TB) string {
 	dir, err := os.MkdirTemp("", "bal") //nolint:usetesting // a socket needs a short path
 	if err != nil {
 		t.Fatal(err)
