@@ -13,7 +13,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/net/ipv6"
 	"golang.zx2c4.com/wireguard/conn"
 
 	"github.com/balanceai/balance/mesh/identity"
@@ -21,7 +20,7 @@ import (
 )
 
 const (
-	batch = 32 // datagrams for each read and write
+	batch = 128 // datagrams that WireGuard takes at once
 
 	// WireGuard's messages are let in from an address for so long after its
 	// last authenticated probe: as long as a session of WireGuard can live.
@@ -190,35 +189,31 @@ func (b *bind) write(bufs [][]byte, to netip.AddrPort) error {
 	if s == nil {
 		return fmt.Errorf("send to %s: no socket of its family", to)
 	}
-	return s.send(bufs, to)
+	return s.send(nil, bufs, to)
 }
 
 // receiver returns a function that reads one socket and keeps what is not
 // WireGuard's.
 func (b *bind) receiver(s *socket) conn.ReceiveFunc {
-	msgs := make([]ipv6.Message, batch)
-	for i := range msgs {
-		msgs[i].Buffers = make([][]byte, 1)
-	}
-	return func(bufs [][]byte, sizes []int, endpoints []conn.Endpoint) (int, error) {
-		for i := range bufs {
-			msgs[i].Buffers[0] = bufs[i]
+	r := s.reader()
+	return func(bufs [][]byte, sizes []int, endpoints []conn.Endpoint) (n int, err error) {
+		msg, from, ok := r.next()
+		if !ok {
+			if err := r.read(); errors.Is(err, net.ErrClosed) {
+				return 0, net.ErrClosed
+			} else if err != nil { // WireGuard would give up the socket
+				time.Sleep(100 * time.Millisecond)
+				return 0, nil
+			}
+			msg, from, ok = r.next()
 		}
-		n, err := s.batch.ReadBatch(msgs[:len(bufs)], 0)
-		if errors.Is(err, net.ErrClosed) {
-			return 0, net.ErrClosed
-		}
-		if err != nil { // WireGuard would give up the socket
-			time.Sleep(100 * time.Millisecond)
-			return 0, nil
-		}
-		now := b.now()
-		for i := range n {
-			sizes[i] = 0
-			from := msgs[i].Addr.(*net.UDPAddr).AddrPort()
-			from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
-			if p := b.arrived(now, bufs[i][:msgs[i].N], from); p != nil {
-				sizes[i], endpoints[i] = msgs[i].N, p
+		for now := b.now(); ok; msg, from, ok = r.next() {
+			if p := b.arrived(now, msg, from); p != nil {
+				sizes[n], endpoints[n] = copy(bufs[n], msg), p
+				n++
+			}
+			if n == len(bufs) {
+				break
 			}
 		}
 		return n, nil

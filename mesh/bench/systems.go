@@ -65,9 +65,9 @@ func (h host) dial(ctx context.Context) (net.Conn, error) {
 // stock is wireguard-go with its own socket, above a device.
 type stock struct {
 	host
-	dev    *device.Device
-	key    identity.WGKey
-	udp  uint16 // port
+	dev *device.Device
+	key identity.WGKey
+	udp uint16 // port
 }
 
 // stockMTU is what wg-quick chooses over Ethernet, in bytes.
