@@ -101,7 +101,7 @@ func (r *run) continues(packet []byte, head, payload int) bool {
 func (c *coalescer) flush(deliver func(*stack.PacketBuffer)) {
 	for i := range c.runs[:c.used] {
 		r := &c.runs[i]
-		p := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithView(r.merge())})
+		p := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: r.merge()})
 		deliver(p)
 		p.DecRef()
 		clear(r.packets) // they are the caller's again
@@ -110,19 +110,24 @@ func (c *coalescer) flush(deliver func(*stack.PacketBuffer)) {
 }
 
 // merge copies the run to one packet. Its checksum is not one: the stack does
-// not look at it.
-func (r *run) merge() *buffer.View {
-	v := buffer.NewViewSize(r.size)
-	b := v.AsSlice()
-	n := copy(b, r.packets[0])
-	head := len(r.packets[0])
-	if len(r.packets) > 1 {
-		head, _ = segment(r.packets[0])
-		binary.BigEndian.PutUint16(b[ipLength:], uint16(r.size-tcpStart))
-		b[tcpFlags] = r.packets[len(r.packets)-1][tcpFlags]
+// not look at it. Headers and payload are apart, as the stack copies what it
+// looks at once more.
+func (r *run) merge() buffer.Buffer {
+	first := r.packets[0]
+	head, payload := segment(first)
+	if payload == 0 {
+		return buffer.MakeWithData(first)
 	}
-	for _, p := range r.packets[1:] {
-		n += copy(b[n:], p[head:])
+	h := buffer.NewViewWithData(first[:head])
+	b := h.AsSlice()
+	binary.BigEndian.PutUint16(b[ipLength:], uint16(r.size-tcpStart))
+	b[tcpFlags] = r.packets[len(r.packets)-1][tcpFlags]
+	v := buffer.NewViewSize(r.size - head)
+	b = v.AsSlice()
+	for _, p := range r.packets {
+		b = b[copy(b, p[head:]):]
 	}
-	return v
+	whole := buffer.MakeWithView(h)
+	_ = whole.Append(v) // fails for a view that is in use
+	return whole
 }
