@@ -42,6 +42,8 @@ type bind struct {
 	kind   func(netip.Addr) Kind
 	news   func(*peer) // the path changed or the peer restarted; must not block
 
+	memory *trimmer
+
 	opened atomic.Bool // WireGuard reads
 	closed atomic.Bool
 
@@ -64,6 +66,7 @@ func newBind(at netip.AddrPort, kind func(netip.Addr) Kind, news func(*peer)) (*
 		epoch:   time.Now().Add(-time.Hour), // so that the zero instant is long ago
 		kind:    kind,
 		news:    news,
+		memory:  newTrimmer(freeMemory),
 		byKey:   map[identity.WGPublic]*peer{},
 		byTag:   map[wire.ProbeTag]*peer{},
 		sources: map[netip.AddrPort]*source{},
@@ -138,6 +141,7 @@ func (b *bind) shut() {
 	if b.closed.Swap(true) {
 		return
 	}
+	b.memory.stop()
 	for _, s := range []*socket{b.v4, b.v6} {
 		if s != nil {
 			_ = s.Close()
@@ -172,6 +176,7 @@ func (b *bind) Send(bufs [][]byte, to conn.Endpoint) error {
 	if !ok {
 		return conn.ErrWrongEndpointType
 	}
+	b.memory.saw(len(bufs))
 	now := b.now()
 	p.sent.Store(int64(now))
 	if r := p.route.Load(); r != nil && now < r.until && bufs[0][0] == transport {
@@ -216,6 +221,7 @@ func (b *bind) receiver(s *socket) conn.ReceiveFunc {
 				break
 			}
 		}
+		b.memory.saw(n)
 		return n, nil
 	}
 }
