@@ -26,25 +26,22 @@ const (
 
 // segmentOf is a TCP packet from addrA to addrB, without a checksum.
 type segmentOf struct {
-	from, to   uint16 // ports
-	seq, ack   uint32
-	flags      uint8
-	window     uint16
-	stamp      uint8 // in the options
-	options    int   // bytes, in fours
-	data       []byte
-	otherClass bool // of traffic
+	from, to uint16 // ports
+	seq, ack uint32
+	flags    uint8
+	window   uint16
+	stamp    uint8 // in the options
+	options  int   // bytes, in fours
+	data     []byte
+	class    uint8 // of traffic
+	hops     uint8 // already made
 }
 
 func (s segmentOf) packet() []byte {
 	head := header.TCPMinimumSize + s.options
 	b := make([]byte, tcpStart+head, tcpStart+head+len(s.data))
-	class := uint8(0)
-	if s.otherClass {
-		class = 4
-	}
 	header.IPv6(b).Encode(&header.IPv6Fields{
-		PayloadLength: uint16(head + len(s.data)), TransportProtocol: header.TCPProtocolNumber, HopLimit: 64, TrafficClass: class,
+		PayloadLength: uint16(head + len(s.data)), TransportProtocol: header.TCPProtocolNumber, HopLimit: 64 - s.hops, TrafficClass: s.class,
 		SrcAddr: tcpip.AddrFrom16(addrA.As16()), DstAddr: tcpip.AddrFrom16(addrB.As16()),
 	})
 	tcp := header.TCP(b[tcpStart:])
@@ -71,7 +68,7 @@ func letters(n int, seed uint32) []byte {
 func TestSegments(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		d := newDevice(Config{MTU: mtu})
-		size := rapid.IntRange(1, 1220).Draw(t, "segment")
+		size := rapid.IntRange(1, mtu-tcpFinish-12).Draw(t, "segment")
 		payload := letters(rapid.IntRange(0, 60_000).Draw(t, "payload"), 3)
 		large := segmentOf{from: 1, to: 2, seq: rapid.Uint32().Draw(t, "seq"), ack: 99, window: 500, options: 12, stamp: 8,
 			flags: ack | rapid.SampledFrom([]uint8{0, push, fin, push | fin}).Draw(t, "flags")}
@@ -228,7 +225,9 @@ func TestCoalesce(t *testing.T) {
 			case 6:
 				f.seq += 1208 // is missing
 			case 7:
-				s.otherClass = true
+				s.class++
+			case 11:
+				s.hops++
 			case 8:
 				in = append(in, echoRequest(addrA, addrB))
 			case 9, 10:
