@@ -70,8 +70,10 @@ func TestSegments(t *testing.T) {
 		d := newDevice(Config{MTU: mtu})
 		size := rapid.IntRange(1, mtu-tcpFinish-12).Draw(t, "segment")
 		payload := letters(rapid.IntRange(0, 60_000).Draw(t, "payload"), 3)
-		large := segmentOf{from: 1, to: 2, seq: rapid.Uint32().Draw(t, "seq"), ack: 99, window: 500, options: 12, stamp: 8,
-			flags: ack | rapid.SampledFrom([]uint8{0, push, fin, push | fin}).Draw(t, "flags")}
+		large := segmentOf{
+			from: 1, to: 2, seq: rapid.Uint32().Draw(t, "seq"), ack: 99, window: 500, options: 12, stamp: 8,
+			flags: ack | rapid.SampledFrom([]uint8{0, push, fin, push | fin}).Draw(t, "flags"),
+		}
 		p := stack.NewPacketBuffer(stack.PacketBufferOptions{ReserveHeaderBytes: 100, Payload: buffer.MakeWithData(payload)})
 		head := large.packet()
 		copy(p.TransportHeader().Push(len(head)-tcpStart), head[tcpStart:])
