@@ -169,7 +169,7 @@ func (e *end) ask(format string, args ...any) ([]float64, error) {
 		return nil, err
 	}
 	var numbers []float64
-	for _, f := range strings.FieldsSeq(line) {
+	for f := range strings.FieldsSeq(line) {
 		n, err := strconv.ParseFloat(f, 64)
 		if err != nil {
 			return nil, fmt.Errorf("an end says %q", line)
