@@ -47,10 +47,10 @@ func main() {
 
 // figures of one network; those of rounds have a value for each.
 type figures struct {
-	one, four        []float64 // Mbit/s of one and of four TCP streams
-	costOne, costAll []float64 // CPU-seconds per GB, of both ends together
-	trip             []float64 // ms, median TCP round trip of 64 bytes
-	idle, after      float64   // MiB, RSS of the larger end
+	one, four         []float64 // Mbit/s of one and of four TCP streams
+	costOne, costFour []float64 // CPU-seconds per GB, of both ends together
+	trip              []float64 // ms, median TCP round trip of 64 bytes
+	idle, after       float64   // MiB, RSS of the larger end
 }
 
 func bench(only string, rounds, trips int, load, quiet time.Duration, profiles string) (err error) {
@@ -102,7 +102,7 @@ func print(pairs []*pair, all []figures, rounds int, quiet time.Duration) error 
 	for i, p := range pairs {
 		f := &all[i]
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%.1f\t%.1f\n", p.system.name,
-			middle(f.one, 0), middle(f.costOne, 1), middle(f.four, 0), middle(f.costAll, 1), middle(f.trip, 3), f.idle, f.after)
+			middle(f.one, 0), middle(f.costOne, 1), middle(f.four, 0), middle(f.costFour, 1), middle(f.trip, 3), f.idle, f.after)
 		if p.system.goals != "" {
 			fmt.Fprintf(w, "  goal\t%s\n", p.system.goals)
 		}
@@ -126,12 +126,15 @@ func (p *pair) measure(f *figures, trips int, load time.Duration) error {
 		return err
 	}
 	f.trip = append(f.trip, us[0]/1000)
-	for streams, to := range map[int]struct{ rate, cost *[]float64 }{1: {&f.one, &f.costOne}, 4: {&f.four, &f.costAll}} {
+	for _, to := range []struct {
+		streams    int
+		rate, cost *[]float64
+	}{{1, &f.one, &f.costOne}, {4, &f.four, &f.costFour}} {
 		before, err := p.processor()
 		if err != nil {
 			return err
 		}
-		sent, err := p.client.ask("load %d %d", streams, load)
+		sent, err := p.client.ask("load %d %d", to.streams, load)
 		if err != nil {
 			return err
 		}
