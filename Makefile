@@ -8,7 +8,7 @@ FUZZTIME  ?= 20s
 # The bindings of NVIDIA's library mention functions that it has deprecated.
 export CGO_CFLAGS := -O2 -g -Wno-deprecated-declarations
 
-.PHONY: build demo check test race e2e bench bench-reach fuzz clean
+.PHONY: build demo check test race e2e bench bench-mesh bench-reach fuzz clean
 
 build: ## the program: ./balance
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o balance ./cmd/balance
@@ -42,6 +42,9 @@ bench: build ## figures, beside what they are compared with
 	@$(GO) test -run '^$$' -bench 'Live$$' -benchtime 3x ./tui | grep Benchmark
 	@echo; echo "Mesh: WireGuard over loopback, one TCP connection."
 	@$(GO) test -run '^$$' -bench 'RTT|Throughput' ./mesh | grep Benchmark
+
+bench-mesh: ## the mesh beside stock WireGuard, in network namespaces of its own (Linux, root)
+	$(GO) run ./mesh/bench
 
 bench-reach: ## how soon nodes answer that were started, or have moved (root)
 	@echo "Goals: start p95 150 ms; roam p95 1000 ms; roam-silent p95 1500 ms."

@@ -47,8 +47,18 @@ func BenchmarkRTT(b *testing.B) {
 }
 
 // BenchmarkThroughput is one TCP stream.
-func BenchmarkThroughput(b *testing.B) {
-	client, server := connect(b, meshtest.New(b, 2))
+func BenchmarkThroughput(b *testing.B) { stream(b, meshtest.New(b, 2)) }
+
+// BenchmarkDistance is one TCP stream to a place 40 ms away.
+func BenchmarkDistance(b *testing.B) {
+	m := meshtest.Shaped(b, 2)
+	m.Link(0, 1).Shape(20*time.Millisecond, 0)
+	stream(b, m)
+}
+
+func stream(b *testing.B, m *meshtest.Mesh) {
+	b.Helper()
+	client, server := connect(b, m)
 	go func() { _, _ = io.Copy(io.Discard, server) }()
 	buf := make([]byte, 128<<10)
 	b.SetBytes(int64(len(buf)))

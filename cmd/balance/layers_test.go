@@ -29,6 +29,7 @@ var layers = map[string][]string{
 	"mesh/trust":        {"mesh/identity", "mesh/wire"},
 	"mesh/netstack":     {},
 	"mesh/member":       {"mesh/identity"},
+	"mesh/bench":        {"mesh", "mesh/identity"},
 	"mesh/meshtest":     {"mesh", "mesh/identity", "mesh/member"},
 	"discovery":         {"mesh/identity"},
 	"proxy":             {},

@@ -2,21 +2,21 @@ package netstack
 
 import (
 	"encoding/binary"
+	"math"
 	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
 
 	"golang.zx2c4.com/wireguard/tun"
-	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
 const (
-	queued = 256 // packets from the stack that wait for WireGuard
-	batch  = 32  // packets that WireGuard reads at once
+	queued = 64  // packets from the stack, of up to 64 KiB, that wait for WireGuard
+	batch  = 128 // packets that WireGuard reads at once
 )
 
 // Packet is what a filter sees of an IPv6 packet.
@@ -51,46 +51,38 @@ type Device struct {
 	accept  func(Packet) bool
 	destroy func() // ends the stack
 	link    *link
-	events  chan tun.Event // WireGuard waits for its end
-	once    sync.Once
+	out     outgoing // what Read has begun to take
+
+	coalescers sync.Pool // for Write, of which there are as many at a time as peers
+
+	events chan tun.Event // WireGuard waits for its end
+	once   sync.Once
 }
 
 func newDevice(cfg Config) *Device {
 	return &Device{
-		mtu:    cfg.MTU,
-		accept: cfg.Accept,
-		link:   &link{mtu: uint32(cfg.MTU), out: make(chan *stack.PacketBuffer, queued), done: make(chan struct{})},
-		events: make(chan tun.Event),
+		mtu:        cfg.MTU,
+		accept:     cfg.Accept,
+		link:       &link{mtu: uint32(cfg.MTU), out: make(chan *stack.PacketBuffer, queued), done: make(chan struct{})},
+		coalescers: sync.Pool{New: func() any { return &coalescer{} }},
+		events:     make(chan tun.Event),
 	}
 }
 
 // Read gives WireGuard the packets that the stack sends: at least one, and
-// those that wait behind it.
-func (d *Device) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	select {
-	case p := <-d.link.out:
-		sizes[0] = take(p, bufs[0][offset:])
-	case <-d.link.done:
-		return 0, os.ErrClosed
-	}
-	for n := 1; n < len(bufs); n++ {
-		select {
-		case p := <-d.link.out:
-			sizes[n] = take(p, bufs[n][offset:])
-		default:
-			return n, nil
+// those that wait behind it. One goroutine reads at a time.
+func (d *Device) Read(bufs [][]byte, sizes []int, offset int) (n int, err error) {
+	for ; n < len(bufs); n++ {
+		if d.out.packet == nil {
+			p, err := d.link.take(n == 0)
+			if p == nil {
+				return n, err
+			}
+			d.out.begin(p)
 		}
+		sizes[n] = d.out.next(bufs[n][offset:])
 	}
-	return len(bufs), nil
-}
-
-func take(p *stack.PacketBuffer, buf []byte) int {
-	n := 0
-	for _, s := range p.AsSlices() {
-		n += copy(buf[n:], s)
-	}
-	p.DecRef()
-	return n
+	return n, nil
 }
 
 // Write hands the stack packets that WireGuard received. Those that the filter
@@ -100,15 +92,17 @@ func (d *Device) Write(bufs [][]byte, offset int) (int, error) {
 	if dispatcher == nil {
 		return 0, os.ErrClosed
 	}
+	c := d.coalescers.Get().(*coalescer)
+	defer d.coalescers.Put(c)
 	for _, b := range bufs {
 		head, ok := parse(b[offset:])
-		if !ok || (d.accept != nil && !d.accept(head)) {
-			continue
+		if ok && (d.accept == nil || d.accept(head)) {
+			c.add(b[offset:])
 		}
-		p := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(b[offset:])})
-		(*dispatcher).DeliverNetworkPacket(header.IPv6ProtocolNumber, p)
-		p.DecRef()
 	}
+	c.flush(func(p *stack.PacketBuffer) {
+		(*dispatcher).DeliverNetworkPacket(header.IPv6ProtocolNumber, p)
+	})
 	return len(bufs), nil
 }
 
@@ -159,6 +153,32 @@ func (l *link) WritePackets(list stack.PacketBufferList) (int, tcpip.Error) {
 	}
 	return list.Len(), nil
 }
+
+// take returns the next packet from the stack. Without one it waits if it is
+// told to, and returns nil otherwise.
+func (l *link) take(wait bool) (*stack.PacketBuffer, error) {
+	select {
+	case p := <-l.out:
+		return p, nil
+	default:
+	}
+	if !wait {
+		return nil, nil
+	}
+	select {
+	case p := <-l.out:
+		return p, nil
+	case <-l.done:
+		return nil, os.ErrClosed
+	}
+}
+
+// GSOMaxSize is the largest TCP packet in bytes that the stack hands over to be
+// made into segments (generic segmentation offload).
+func (l *link) GSOMaxSize() uint32 { return math.MaxUint16 }
+
+// SupportedGSO says that this is done here, checksums included.
+func (l *link) SupportedGSO() stack.SupportedGSO { return stack.HostGSOSupported }
 
 func (l *link) Attach(dispatcher stack.NetworkDispatcher) {
 	if dispatcher == nil {

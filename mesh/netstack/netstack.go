@@ -45,6 +45,10 @@ const (
 const (
 	nic     = 1
 	backlog = 256 // connections that wait to be accepted
+
+	// Bytes that either end of a TCP connection keeps at most. It begins with
+	// 1 MiB and grows with the connection's bandwidth and delay.
+	maxBuffer = 8 << 20
 )
 
 // gVisor writes to stderr, of connections that were aborted and the like.
@@ -84,6 +88,14 @@ func New(cfg Config) (*Net, error) {
 }
 
 func (n *Net) setUp(addrs []netip.Addr) error {
+	moderate := tcpip.TCPModerateReceiveBufferOption(true)
+	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: tcp.DefaultReceiveBufferSize, Max: maxBuffer}
+	send := tcpip.TCPSendBufferSizeRangeOption{Min: tcp.MinBufferSize, Default: tcp.DefaultSendBufferSize, Max: maxBuffer}
+	for _, o := range []tcpip.SettableTransportProtocolOption{&moderate, &receive, &send} {
+		if err := n.stack.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
+			return fmt.Errorf("set up TCP: %s", err)
+		}
+	}
 	if err := n.stack.CreateNIC(nic, n.dev.link); err != nil {
 		return fmt.Errorf("create interface: %s", err)
 	}
