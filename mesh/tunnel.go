@@ -9,7 +9,9 @@ import (
 	"sync"
 
 	"golang.zx2c4.com/wireguard/device"
+	"golang.zx2c4.com/wireguard/tun"
 
+	"github.com/balanceai/balance/mesh/hostnet"
 	"github.com/balanceai/balance/mesh/identity"
 	"github.com/balanceai/balance/mesh/netstack"
 )
@@ -20,6 +22,7 @@ type tunnel struct {
 	addr   netip.Addr // in the overlay
 	log    *slog.Logger
 	net    *netstack.Net
+	host   *hostnet.Device // nil: other programs of the host cannot use the mesh
 	bind   *bind
 	dev    *device.Device
 	local  *localNet
@@ -40,6 +43,7 @@ type tunnelConfig struct {
 	listen netip.AddrPort
 	addrs  []netip.Addr // in the overlay; the first is the tunnel's own
 	accept func(netstack.Packet) bool
+	host   *hostnet.Config // nil: none; openTunnel completes it
 	log    *slog.Logger
 	onPath func(*peer, Path)
 }
@@ -57,7 +61,16 @@ func openTunnel(cfg tunnelConfig) (*tunnel, error) {
 		t.bind.shut()
 		return nil, err
 	}
-	t.dev = device.NewDevice(t.net.Device(), t.bind, wireguardLog(cfg.log))
+	var link tun.Device = t.net.Device()
+	if cfg.host != nil {
+		if t.host, err = t.openHost(*cfg.host); err != nil {
+			_ = t.net.Close()
+			t.bind.shut()
+			return nil, err
+		}
+		link = t.host
+	}
+	t.dev = device.NewDevice(link, t.bind, wireguardLog(cfg.log))
 	// With this, the endpoint that a peer is configured with stays.
 	t.dev.DisableSomeRoamingForBrokenMobileSemantics()
 	if err = t.dev.IpcSet("private_key=" + cfg.key.SecretHex() + "\n"); err == nil {
@@ -70,6 +83,13 @@ func openTunnel(cfg tunnelConfig) (*tunnel, error) {
 	}
 	t.watch.Go(t.follow)
 	return t, nil
+}
+
+// openHost joins the kernel's network stack to ours.
+func (t *tunnel) openHost(cfg hostnet.Config) (*hostnet.Device, error) {
+	cfg.Addr, cfg.MTU, cfg.Log = t.addr, mtu, t.log
+	cfg.Node, cfg.Owns = t.net.Device(), t.net.Owns
+	return hostnet.Open(cfg)
 }
 
 // wireguardLog returns the log for WireGuard: what it calls errors are lost
