@@ -31,6 +31,10 @@ type statusReply struct {
 	Up         int         `json:"up,omitempty"`
 	Offers     bool        `json:"offers"`
 	DNS        string      `json:"dns,omitempty"`
+	Mode       string      `json:"mode,omitempty"`        // userspace or tun
+	Interface  string      `json:"interface,omitempty"`   // for programs of the host
+	Names      string      `json:"names,omitempty"`       // the domain that the host's resolver asks the node about
+	NamesError string      `json:"names_error,omitempty"` // why it does not
 	RulesError string      `json:"rules_error,omitempty"` // rules.yaml as it is now is not in force
 }
 

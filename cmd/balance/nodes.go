@@ -73,8 +73,17 @@ func (a *app) statusCommand() *cobra.Command {
 				if !s.Offers {
 					fmt.Fprintln(w, "  offers nothing to the mesh")
 				}
+				if s.Interface != "" {
+					fmt.Fprintf(w, "  mode     %s: every program of this host uses the mesh, through %s\n", s.Mode, s.Interface)
+				}
 				if s.DNS != "" {
 					fmt.Fprintf(w, "  DNS      %s\n", s.DNS)
+				}
+				if s.Names != "" {
+					fmt.Fprintf(w, "  names    %s, through systemd-resolved\n", s.Names)
+				}
+				if s.NamesError != "" {
+					fmt.Fprintf(w, "  names    %s\n", clean(s.NamesError, false))
 				}
 				if s.RulesError != "" {
 					fmt.Fprintf(w, "  rules    the older ones are in force: %s\n", clean(s.RulesError, false))

@@ -43,6 +43,7 @@ type localAPI struct {
 	submitted *dispatch.Dispatcher
 	door      *door
 	watch     *watch
+	split     *splitDNS
 	log       *slog.Logger
 }
 
@@ -168,6 +169,11 @@ func (l *localAPI) status(w http.ResponseWriter, _ *http.Request) error {
 	}
 	if l.cfg.dns.IsValid() {
 		s.DNS = l.cfg.dns.String()
+	}
+	s.Mode = "userspace"
+	if s.Interface, _ = l.node.Interface(); s.Interface != "" {
+		s.Mode = "tun"
+		s.Names, s.NamesError = l.split.state()
 	}
 	if rulesErr != nil {
 		s.RulesError = rulesErr.Error()

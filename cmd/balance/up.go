@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"math"
 	"net/netip"
 	"os/signal"
 	"runtime"
@@ -39,11 +40,14 @@ type upConfig struct {
 	listen    netip.AddrPort // the one UDP socket; port 0: the one used last, or any
 	dns       netip.AddrPort // zero: no DNS on the host
 	multicast bool
+	tun       bool     // programs of the host use the mesh
+	open      []uint16 // the host's ports that members reach
 }
 
 func (a *app) upCommand() *cobra.Command {
 	var listen, dns, format, level string
-	var noMulticast bool
+	var noMulticast, tun bool
+	var open []uint
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Run the node in the foreground until a signal",
@@ -51,7 +55,7 @@ func (a *app) upCommand() *cobra.Command {
 			"service manager: see docs/systemd.md.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := parseUp(listen, dns)
+			cfg, err := parseUp(listen, dns, tun, open)
 			if err != nil {
 				return err
 			}
@@ -68,13 +72,27 @@ func (a *app) upCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&listen, "listen", "", "address and port of the one UDP socket (default: all addresses, any free port, which is then kept)")
 	f.StringVar(&dns, "dns", "", "answer DNS for the mesh on this loopback address and port, like 127.0.0.1:5354")
+	f.BoolVar(&tun, "tun", false, "let every program of this host use the mesh, through a network interface (needs root or CAP_NET_ADMIN)")
+	f.UintSliceVar(&open, "tun-open", nil, "ports of this host that members reach through that interface, like 22,8080")
 	f.BoolVar(&noMulticast, "no-multicast", false, "do not announce the node on the local network")
 	f.StringVar(&format, "log-format", "text", "text or json")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	return cmd
 }
 
-func parseUp(listen, dns string) (cfg upConfig, err error) {
+func parseUp(listen, dns string, tun bool, open []uint) (cfg upConfig, err error) {
+	if len(open) > 0 && !tun {
+		return cfg, fail("usage", "for example: --tun --tun-open 22", "--tun-open: there is no interface without --tun")
+	}
+	for _, port := range open {
+		if port == 0 || port > math.MaxUint16 {
+			return cfg, fail("usage", "for example: --tun-open 22,8080", "--tun-open: %d is no port", port)
+		}
+		cfg.open = append(cfg.open, uint16(port))
+	}
+	if cfg.tun = tun; tun && dns == "" {
+		dns = anyLoopback // which the host's resolver is told
+	}
 	if listen != "" {
 		if cfg.listen, err = netip.ParseAddrPort(listen); err != nil {
 			return cfg, fail("usage", "for example: --listen 0.0.0.0:41841", "--listen: %v", err)
@@ -105,6 +123,9 @@ func newLog(w io.Writer, format, level string) (*slog.Logger, error) {
 	return nil, fail("usage", "", "--log-format: %q is neither text nor json", format)
 }
 
+// anyLoopback is any free port that no other machine reaches.
+const anyLoopback = "127.0.0.1:0"
+
 // Ports of the overlay address. Nothing listens on an address of the host but
 // the one UDP socket and, where asked for, DNS on loopback.
 const (
@@ -112,6 +133,10 @@ const (
 	gossipPort = 7946 // who is alive
 	dnsPort    = 53
 )
+
+// privatePorts are those at which a node takes a caller for the member whose
+// address it has: no other program of that member's host may call there.
+var privatePorts = []uint16{apiPort, gossipPort, mesh.DoorPort}
 
 // up opens every part, gives each what it needs of the others, runs them until
 // ctx ends or one fails, and closes them in reverse.
@@ -147,9 +172,12 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 		return err
 	}
 	heard := newNews()
-	node, err := mesh.Open(mesh.Config{Keys: keys, Mesh: meshID, Listen: cfg.listen, Log: log, OnPath: heard.path})
+	node, err := mesh.Open(mesh.Config{
+		Keys: keys, Mesh: meshID, Listen: cfg.listen, OnPath: heard.path, Log: log,
+		TUN: cfg.tun, Private: privatePorts, Open: cfg.open,
+	})
 	if err != nil {
-		return hint(err, "another program may use the port: choose one with --listen")
+		return openHint(err)
 	}
 	defer func() { err = errors.Join(err, node.Close()) }()
 	defer heard.stop()
@@ -249,12 +277,13 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	if cfg.dns, err = serveDNS(ctx, group, node, cfg.dns, &names{view: view, who: who, log: log}, log); err != nil {
 		return err
 	}
+	split := startSplitDNS(ctx, group, node, who.now(), cfg.dns, log)
 	if err := submitted.Resume(ctx); err != nil {
 		return err
 	}
 	local := &localAPI{
 		home: h, cfg: cfg, since: time.Now(), stop: stop, self: self, node: node, db: db, who: who, view: view, facts: facts,
-		runner: runner, submitted: submitted, door: porch, log: log,
+		runner: runner, submitted: submitted, door: porch, split: split, log: log,
 		watch: &watch{self: self, view: view, own: facts.sampler, peers: peers, log: log},
 	}
 	if err := local.serve(ctx, group); err != nil {
