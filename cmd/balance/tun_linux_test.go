@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -232,5 +233,52 @@ func TestTUNRefused(t *testing.T) {
 	refused("IPv6 is switched off")
 	if left := m.must(0, "ip", "-o", "link"); strings.Contains(left, "balance1") {
 		t.Errorf("left behind:\n%s", left)
+	}
+}
+
+// A service's user who has no right but CAP_NET_ADMIN can have the interface. The
+// right does not pass to runs.
+func TestTUNWithoutRoot(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
+	s := newSegment(t, 1)
+	for _, tool := range []string{"setpriv", "unshare"} {
+		_, err := exec.LookPath(tool)
+		need(t, err == nil, tool)
+	}
+	const nobody = 65534
+	dir := shortDir(t)
+	self, err := os.Executable()
+	if err == nil {
+		err = os.Chmod(dir, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, owned := filepath.Join(dir, "balance"), filepath.Join(dir, "of")
+	if out, err := exec.Command("cp", self, program).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if err := errors.Join(os.Mkdir(owned, 0o700), os.Chown(owned, nobody, nobody)); err != nil {
+		t.Fatal(err)
+	}
+	h := home(filepath.Join(owned, "h"))
+	balance := func(args ...string) *exec.Cmd {
+		// /dev/net/tun is everybody's, as udev makes it.
+		const script = `mount -t tmpfs none /dev/net && mknod -m 666 /dev/net/tun c 10 200 &&
+			exec setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all,+net_admin --ambient-caps=-all,+net_admin -- "$@"`
+		return s.command(s.hosts[0], append([]string{"unshare", "-m", "sh", "-c", script, "sh", program, "--home", string(h)}, args...)...)
+	}
+	if out, err := balance("init", "--mesh", "lab", "--name", "n0", "--owner", "ana").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	startIn(t, balance("up", "--tun"), h)
+	if out := s.in(s.hosts[0], "ip -o link"); !strings.Contains(out, "balance0") {
+		t.Errorf("no interface:\n%s", out)
+	}
+	out, err := balance("run", "--", "grep", "-E", "CapEff|CapAmb", "/proc/self/status").Output()
+	if lines := strings.Fields(string(out)); err != nil || len(lines) != 4 || strings.Trim(lines[1]+lines[3], "0") != "" {
+		t.Errorf("a run has rights (%v):\n%s", err, out)
 	}
 }
