@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -62,12 +63,15 @@ func systemBus(t *testing.T) {
 
 // fakeResolved notes what it is told. It does not know the interface at first.
 type fakeResolved struct {
+	mu      sync.Mutex
 	unknown int    // how often not
 	refuses string // name of the error with which it answers SetLinkDNSEx
 	told    []string
 }
 
 func (f *fakeResolved) note(method string, ifindex int32, arg any) *dbus.Error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if f.unknown > 0 {
 		f.unknown--
 		return dbus.NewError(noSuchLink, nil)
@@ -123,16 +127,20 @@ func TestSplitDNS(t *testing.T) {
 		"SetLinkDNSOverTLS 7 no",
 		"SetLinkDNSEx 7 [{2 [127 0 0 1] 5354 }]",
 	}
+	f.mu.Lock()
 	if !slices.Equal(f.told, want) {
 		t.Errorf("systemd-resolved was told\n%s\nwant\n%s", strings.Join(f.told, "\n"), strings.Join(want, "\n"))
 	}
-
-	f.refuses = "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired"
+	const refusal = "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired"
+	f.refuses = refusal
+	f.mu.Unlock()
 	failure, ok := errors.AsType[dbus.Error](SplitDNS(ctx, 7, server, domains))
-	if !ok || failure.Name != f.refuses {
+	if !ok || failure.Name != refusal {
 		t.Errorf("where it is not allowed: %+v", failure)
 	}
+	f.mu.Lock()
 	f.refuses, f.unknown = "", 1<<30
+	f.mu.Unlock()
 	soon, cancel := context.WithTimeout(ctx, 3*linkPause)
 	defer cancel()
 	if err := SplitDNS(soon, 7, server, domains); err == nil {

@@ -73,9 +73,7 @@ func (a *app) statusCommand() *cobra.Command {
 				if !s.Offers {
 					fmt.Fprintln(w, "  offers nothing to the mesh")
 				}
-				if s.Interface != "" {
-					fmt.Fprintf(w, "  mode     %s: every program of this host uses the mesh, through %s\n", s.Mode, s.Interface)
-				}
+				fmt.Fprintf(w, "  mode     %s\n", strings.TrimSpace(s.Mode+" "+s.Interface))
 				if s.DNS != "" {
 					fmt.Fprintf(w, "  DNS      %s\n", s.DNS)
 				}

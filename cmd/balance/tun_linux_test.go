@@ -132,7 +132,7 @@ func TestTUN(t *testing.T) {
 		if s := m.status(i); s.Mode != "tun" || s.Interface != "balance0" || s.DNS == "" {
 			t.Errorf("status: %+v", s)
 		}
-		if out := m.balance(i, "status"); !strings.Contains(out, "tun: ") {
+		if out := m.balance(i, "status"); !strings.Contains(out, "  mode     tun balance0\n") {
 			t.Errorf("status says nothing of the interface:\n%s", out)
 		}
 	}
