@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -54,8 +55,20 @@ func newTUNMesh(t *testing.T, flags ...[]string) *tunMesh {
 	}
 	for _, h := range m.homes {
 		awaitAll(t, h, len(flags))
+		m.awaitOffers(h)
 	}
 	return m
+}
+
+// awaitOffers waits until a node knows what every machine offers, so that runs
+// can go there.
+func (m *tunMesh) awaitOffers(h home) {
+	m.t.Helper()
+	m.await(func() bool {
+		var rows []nodeRow
+		err := newClient(h).get(context.Background(), "/v1/nodes", &rows)
+		return err == nil && !slices.ContainsFunc(rows, func(r nodeRow) bool { return !r.Offers })
+	})
 }
 
 func (m *tunMesh) up(i int, flags ...string) *exec.Cmd {
