@@ -30,6 +30,9 @@ type Service struct {
 	Text     []string // key=value, up to 255 bytes each: RFC 6763 section 6
 }
 
+// domain is what every mesh's domain ends with.
+const domain = ".internal"
+
 // Zone is what the mesh's domain is to contain.
 type Zone struct {
 	Mesh     string       // the domain is <Mesh>.internal
@@ -70,7 +73,7 @@ func (z Zone) Index() (*Names, []error) {
 		return err == nil
 	}
 	n := &Names{
-		forward: dns.CanonicalName(z.Mesh + ".internal"),
+		forward: dns.CanonicalName(z.Mesh + domain),
 		start:   map[string]dns.RR{},
 		sets:    map[string][]rrset{},
 	}
@@ -306,6 +309,16 @@ func (s Service) name(typeName string) (string, error) {
 	}
 	name, _, err := dns.UnpackDomainName(b, 0)
 	return name, err
+}
+
+// Domains returns what is above every name of a mesh, without a dot at the end:
+// the domain of its names, and that of the names of its addresses.
+func Domains(mesh string, prefix netip.Prefix) []string {
+	list := []string{mesh + domain}
+	if reverse, err := reverseZone(prefix); err == nil {
+		list = append(list, strings.TrimSuffix(reverse, "."))
+	}
+	return list
 }
 
 // reverseZone returns the domain under ip6.arpa that holds the names of a

@@ -16,7 +16,7 @@ const maxLocal = 5
 // machines, or into other tunnels: their addresses are of no use to others.
 var innerInterfaces = []string{
 	"docker", "br-", "veth", "virbr", "vmnet", "vboxnet", "cni", "flannel", "cali", "cilium", "podman", "lxc", "lxd",
-	"tun", "tap", "wg", "utun", "tailscale", "zt", "nebula", "awdl", "llw",
+	"balance", "tun", "tap", "wg", "utun", "tailscale", "zt", "nebula", "awdl", "llw",
 }
 
 // localNet knows the networks that the host is in.

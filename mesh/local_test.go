@@ -59,7 +59,7 @@ func TestKind(t *testing.T) {
 
 func TestInnerInterfaces(t *testing.T) {
 	for name, want := range map[string]bool{
-		"docker0": true, "br-0123456789ab": true, "veth12ab": true, "wg0": true, "tun0": true, "utun3": true, "tailscale0": true,
+		"docker0": true, "br-0123456789ab": true, "veth12ab": true, "wg0": true, "tun0": true, "utun3": true, "tailscale0": true, "balance0": true,
 		"eth0": false, "enp3s0": false, "wlan0": false, "wlp2s0": false, "en0": false, "br0": false, "bond0": false,
 	} {
 		if got := inner(name); got != want {

@@ -33,6 +33,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/balanceai/balance/mesh/hostnet"
 	"github.com/balanceai/balance/mesh/identity"
 	"github.com/balanceai/balance/mesh/netstack"
 )
@@ -53,6 +54,15 @@ type Config struct {
 	// addresses are nobody's business.
 	Advertise []netip.AddrPort
 	Log       *slog.Logger
+	// TUN lets every program of the host use the mesh, through an interface of
+	// the kernel's. It needs CAP_NET_ADMIN, and Linux.
+	TUN bool
+	// Open are the host's ports that members reach over that interface. All
+	// others let in only what answers.
+	Open []uint16
+	// Private are the ports at which members take whoever calls for the node
+	// itself: other programs of the host do not reach them over the interface.
+	Private []uint16
 	// OnPath is told when the path to a member appears, moves to another
 	// address or is lost. It is called from one goroutine, may be nil, may
 	// block shortly, and must not close the node.
@@ -72,6 +82,10 @@ type Peer struct {
 
 // ErrUnknownPeer means that an identity is not in the roster.
 var ErrUnknownPeer = errors.New("no such peer in the roster")
+
+// ErrNoTUN means that there can be no interface for programs of the host, as
+// [Config] asks for. The text says why and what to do.
+var ErrNoTUN = hostnet.ErrUnavailable
 
 // Node is a node's end of the mesh. Its methods are safe for concurrent use.
 type Node struct {
@@ -115,6 +129,7 @@ func Open(cfg Config) (*Node, error) {
 		told:   cfg.Advertise,
 		addrs:  []netip.Addr{cfg.Mesh.Address(self), n.door},
 		accept: n.accept,
+		host:   cfg.host(),
 		log:    cfg.Log,
 		onPath: n.onPath,
 		relay:  pass,
@@ -125,6 +140,15 @@ func Open(cfg Config) (*Node, error) {
 	}
 	n.watch.Go(n.callRelays)
 	return n, nil
+}
+
+// host describes the interface for programs of the host, or returns nil where
+// there is to be none.
+func (c *Config) host() *hostnet.Config {
+	if !c.TUN {
+		return nil
+	}
+	return &hostnet.Config{Prefix: c.Mesh.Prefix(), Guest: c.Mesh.IsJoiner, Private: c.Private, Open: c.Open}
 }
 
 // Close takes the node out of the network: listeners and connections fail. It
@@ -169,6 +193,15 @@ func (n *Node) Port() uint16 { return n.bind.port() }
 
 // Address returns the node's address in the overlay.
 func (n *Node) Address() netip.Addr { return n.addr }
+
+// Interface returns the name and the index of the interface for programs of the
+// host. Without one the name is empty.
+func (n *Node) Interface() (name string, index int) {
+	if n.host == nil {
+		return "", 0
+	}
+	return n.host.Interface()
+}
 
 // SetPeers makes list the roster. Who is not in it any more loses its session
 // at once; who has another WireGuard key gets a new one. Of two members with one

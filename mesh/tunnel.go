@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"golang.zx2c4.com/wireguard/device"
+	"golang.zx2c4.com/wireguard/tun"
 
+	"github.com/balanceai/balance/mesh/hostnet"
 	"github.com/balanceai/balance/mesh/identity"
 	"github.com/balanceai/balance/mesh/netstack"
 )
@@ -23,6 +25,7 @@ type tunnel struct {
 	told   []netip.AddrPort // what is offered instead of what is found; nil: nothing
 	log    *slog.Logger
 	net    *netstack.Net
+	host   *hostnet.Device // nil: other programs of the host cannot use the mesh
 	bind   *bind
 	dev    *device.Device
 	local  *localNet
@@ -46,6 +49,7 @@ type tunnelConfig struct {
 	told   []netip.AddrPort
 	addrs  []netip.Addr // in the overlay; the first is the tunnel's own
 	accept func(netstack.Packet) bool
+	host   *hostnet.Config // nil: none; openTunnel completes it
 	log    *slog.Logger
 	onPath func(*peer, Path)
 	relay  func(from, to *peer, n int) bool // nil: nothing is relayed
@@ -68,7 +72,16 @@ func openTunnel(cfg tunnelConfig) (*tunnel, error) {
 		t.bind.shut()
 		return nil, err
 	}
-	t.dev = device.NewDevice(t.net.Device(), t.bind, wireguardLog(cfg.log))
+	var link tun.Device = t.net.Device()
+	if cfg.host != nil {
+		if t.host, err = t.openHost(*cfg.host); err != nil {
+			_ = t.net.Close()
+			t.bind.shut()
+			return nil, err
+		}
+		link = t.host
+	}
+	t.dev = device.NewDevice(link, t.bind, wireguardLog(cfg.log))
 	// With this, the endpoint that a peer is configured with stays.
 	t.dev.DisableSomeRoamingForBrokenMobileSemantics()
 	if err = t.dev.IpcSet("private_key=" + cfg.key.SecretHex() + "\n"); err == nil {
@@ -82,6 +95,13 @@ func openTunnel(cfg tunnelConfig) (*tunnel, error) {
 	t.watch.Go(t.follow)
 	t.watch.Go(t.watchNetwork)
 	return t, nil
+}
+
+// openHost joins the kernel's network stack to ours.
+func (t *tunnel) openHost(cfg hostnet.Config) (*hostnet.Device, error) {
+	cfg.Addr, cfg.MTU, cfg.Log = t.addr, mtu, t.log
+	cfg.Node, cfg.Owns = t.net.Device(), t.net.Owns
+	return hostnet.Open(cfg)
 }
 
 // wireguardLog returns the log for WireGuard: what it calls errors are lost

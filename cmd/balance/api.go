@@ -33,6 +33,10 @@ type statusReply struct {
 	DNS        string      `json:"dns,omitempty"`
 	Proxy      string      `json:"proxy,omitempty"` // on loopback, where asked for
 	ProxyFile  string      `json:"proxy_socket,omitempty"`
+	Mode       string      `json:"mode,omitempty"`        // userspace or tun
+	Interface  string      `json:"interface,omitempty"`   // for programs of the host
+	Names      string      `json:"names,omitempty"`       // the domain that the host's resolver asks the node about
+	NamesError string      `json:"names_error,omitempty"` // why it does not
 	RulesError string      `json:"rules_error,omitempty"` // rules.yaml as it is now is not in force
 }
 

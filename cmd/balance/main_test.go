@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,7 +21,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"balance": main, "flip": flip, "serve": serve, "visit": visit, "send": send})
+	testscript.Main(m, map[string]func(){"balance": main, "flip": flip, "serve": serve, "visit": visit, "send": send, "page": page})
 }
 
 // TestScripts runs testdata/script/*.txtar: the real program, several nodes at
@@ -79,6 +81,25 @@ func flip() {
 	}
 	b[at] ^= 1
 	if err := os.WriteFile(os.Args[1], b, 0o600); err != nil {
+		os.Exit(1)
+	}
+}
+
+// page serves a text on an address, or gets it from there: a program that knows
+// nothing of the mesh. page serve ADDR TEXT; page get ADDR
+func page() {
+	if os.Args[1] == "serve" {
+		err := http.ListenAndServe(os.Args[2], http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, os.Args[3]) }))
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	resp, err := (&http.Client{Timeout: 20 * time.Second}).Get("http://" + os.Args[2])
+	if err == nil {
+		_, err = io.Copy(os.Stdout, resp.Body)
+		resp.Body.Close()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }

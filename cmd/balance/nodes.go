@@ -74,10 +74,17 @@ func (a *app) statusCommand() *cobra.Command {
 				if !s.Offers {
 					fmt.Fprintln(w, "  offers nothing to the mesh")
 				}
+				fmt.Fprintf(w, "  mode     %s\n", strings.TrimSpace(s.Mode+" "+s.Interface))
 				if s.DNS != "" {
 					fmt.Fprintf(w, "  DNS      %s\n", s.DNS)
 				}
 				fmt.Fprintf(w, "  proxy    %s\n", strings.TrimSpace(s.Proxy+" "+s.ProxyFile))
+				if s.Names != "" {
+					fmt.Fprintf(w, "  names    %s, through systemd-resolved\n", s.Names)
+				}
+				if s.NamesError != "" {
+					fmt.Fprintf(w, "  names    %s\n", clean(s.NamesError, false))
+				}
 				if s.RulesError != "" {
 					fmt.Fprintf(w, "  rules    the older ones are in force: %s\n", clean(s.RulesError, false))
 				}

@@ -45,6 +45,7 @@ type localAPI struct {
 	watch     *watch
 	exposer   *exposer
 	reach     *reach
+	split     *splitDNS
 	log       *slog.Logger
 
 	streams sync.WaitGroup // connections that have become something else than HTTP
@@ -159,6 +160,11 @@ func (l *localAPI) status(w http.ResponseWriter, _ *http.Request) error {
 	}
 	if l.cfg.proxy.IsValid() {
 		s.Proxy = l.cfg.proxy.String()
+	}
+	s.Mode = "userspace"
+	if s.Interface, _ = l.node.Interface(); s.Interface != "" {
+		s.Mode = "tun"
+		s.Names, s.NamesError = l.split.state()
 	}
 	if rulesErr != nil {
 		s.RulesError = rulesErr.Error()

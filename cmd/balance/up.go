@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/netip"
 	"os/signal"
@@ -44,12 +45,21 @@ type upConfig struct {
 	multicast bool
 	relayTCP  netip.AddrPort   // zero: members reach this node by UDP alone
 	advertise []netip.AddrPort // told to others instead of what is found; nil: nothing
+	tun       bool             // programs of the host use the mesh
+	open      []uint16         // the host's ports that members reach
+}
+
+// upFlags are the flags of up as they were written.
+type upFlags struct {
+	listen, dns, proxy, relayTCP string
+	advertise                    []string
+	noMulticast, tun             bool
+	open                         []uint
 }
 
 func (a *app) upCommand() *cobra.Command {
-	var listen, dns, proxyAddr, relayTCP, format, level string
-	var advertise []string
-	var noMulticast bool
+	var flags upFlags
+	var format, level string
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Run the node in the foreground until a signal",
@@ -57,15 +67,8 @@ func (a *app) upCommand() *cobra.Command {
 			"service manager: see docs/systemd.md.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := parseUp(listen, dns, proxyAddr)
+			cfg, err := flags.parse()
 			if err != nil {
-				return err
-			}
-			cfg.multicast = !noMulticast
-			if cfg.relayTCP, err = parseListen(relayTCP); err != nil {
-				return err
-			}
-			if cfg.advertise, err = parseAddrs(advertise); err != nil {
 				return err
 			}
 			log, err := newLog(a.print.err, format, level)
@@ -78,68 +81,77 @@ func (a *app) upCommand() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&listen, "listen", "", "address and port of the one UDP socket (default: all addresses, any free port, which is then kept)")
-	f.StringVar(&dns, "dns", "", "answer DNS for the mesh on this loopback address and port, like 127.0.0.1:5354")
-	f.StringVar(&relayTCP, "relay-tcp", "", "also accept members whose network blocks UDP, by TLS on this address and port, like :443")
-	f.StringSliceVar(&advertise, "advertise", nil, "UDP address and port to tell others instead of those found, where a router forwards a port; repeatable")
-	f.StringVar(&proxyAddr, "proxy", "", "serve the SOCKS5 and HTTP proxy on this loopback address and port too, like 127.0.0.1:1080")
-	f.BoolVar(&noMulticast, "no-multicast", false, "do not announce the node on the local network")
+	f.StringVar(&flags.listen, "listen", "", "address and port of the one UDP socket (default: all addresses, any free port, which is then kept)")
+	f.StringVar(&flags.dns, "dns", "", "answer DNS for the mesh on this loopback address and port, like 127.0.0.1:5354")
+	f.StringVar(&flags.relayTCP, "relay-tcp", "", "also accept members whose network blocks UDP, by TLS on this address and port, like :443")
+	f.StringSliceVar(&flags.advertise, "advertise", nil, "UDP address and port to tell others instead of those found, where a router forwards a port; repeatable")
+	f.StringVar(&flags.proxy, "proxy", "", "serve the SOCKS5 and HTTP proxy on this loopback address and port too, like 127.0.0.1:1080")
+	f.BoolVar(&flags.tun, "tun", false, "let every program of this host use the mesh, through a network interface (needs root or CAP_NET_ADMIN)")
+	f.UintSliceVar(&flags.open, "tun-open", nil, "ports of this host that members reach through that interface, like 22,8080")
+	f.BoolVar(&flags.noMulticast, "no-multicast", false, "do not announce the node on the local network")
 	f.StringVar(&format, "log-format", "text", "text or json")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	return cmd
 }
 
-func parseUp(listen, dns, proxyAddr string) (cfg upConfig, err error) {
-	if listen != "" {
-		if cfg.listen, err = netip.ParseAddrPort(listen); err != nil {
-			return cfg, fail("usage", "for example: --listen 0.0.0.0:41841", "--listen: %v", err)
-		}
+func (u *upFlags) parse() (cfg upConfig, err error) {
+	cfg.multicast, cfg.tun = !u.noMulticast, u.tun
+	if len(u.open) > 0 && !u.tun {
+		return cfg, fail("usage", "for example: --tun --tun-open 22", "--tun-open: there is no interface without --tun")
 	}
-	if cfg.dns, err = parseLoopback("--dns", dns, "--dns 127.0.0.1:5354"); err != nil {
+	for _, port := range u.open {
+		if port == 0 || port > math.MaxUint16 {
+			return cfg, fail("usage", "for example: --tun-open 22,8080", "--tun-open: %d is no port", port)
+		}
+		cfg.open = append(cfg.open, uint16(port))
+	}
+	if u.tun && u.dns == "" {
+		u.dns = anyLoopback // which the host's resolver is told
+	}
+	if cfg.listen, err = parseAddr("--listen", u.listen, "--listen 0.0.0.0:41841"); err != nil {
 		return cfg, err
 	}
-	cfg.proxy, err = parseLoopback("--proxy", proxyAddr, "--proxy 127.0.0.1:1080")
+	if strings.HasPrefix(u.relayTCP, ":") {
+		u.relayTCP = "[::]" + u.relayTCP // all addresses, of IPv4 too
+	}
+	if cfg.relayTCP, err = parseAddr("--relay-tcp", u.relayTCP, "--relay-tcp :443"); err != nil {
+		return cfg, err
+	}
+	for _, s := range u.advertise {
+		at, err := parseAddr("--advertise", s, "--advertise 203.0.113.7:41841")
+		if err != nil {
+			return cfg, err
+		}
+		cfg.advertise = append(cfg.advertise, at)
+	}
+	if cfg.dns, err = parseLoopback("--dns", u.dns, "--dns 127.0.0.1:5354"); err != nil {
+		return cfg, err
+	}
+	cfg.proxy, err = parseLoopback("--proxy", u.proxy, "--proxy 127.0.0.1:1080")
 	return cfg, err
 }
 
-// parseLoopback reads an argument that is an address of this host alone. Empty
-// is none.
-func parseLoopback(name, value, example string) (at netip.AddrPort, err error) {
+// parseAddr reads an argument that is an address and a port. Empty is none.
+func parseAddr(name, value, example string) (at netip.AddrPort, err error) {
 	if value == "" {
 		return at, nil
 	}
 	if at, err = netip.ParseAddrPort(value); err != nil {
 		return at, fail("usage", "for example: "+example, "%s: %v", name, err)
 	}
+	return at, nil
+}
+
+// parseLoopback reads an argument that is an address of this host alone. Empty
+// is none.
+func parseLoopback(name, value, example string) (at netip.AddrPort, err error) {
+	if at, err = parseAddr(name, value, example); err != nil || !at.IsValid() {
+		return at, err
+	}
 	if !at.Addr().IsLoopback() {
 		return at, fail("usage", "for example: "+example, "%s: %v is not a loopback address: the mesh is for its members alone", name, at)
 	}
 	return at, nil
-}
-
-// parseListen reads an address to listen on, of which the host may be left out.
-func parseListen(s string) (at netip.AddrPort, err error) {
-	if s == "" {
-		return at, nil
-	}
-	if strings.HasPrefix(s, ":") {
-		s = "[::]" + s
-	}
-	if at, err = netip.ParseAddrPort(s); err != nil {
-		return at, fail("usage", "for example: --relay-tcp :443", "--relay-tcp: %v", err)
-	}
-	return at, nil
-}
-
-func parseAddrs(list []string) (out []netip.AddrPort, err error) {
-	for _, s := range list {
-		a, err := netip.ParseAddrPort(s)
-		if err != nil {
-			return nil, fail("usage", "for example: --advertise 203.0.113.7:41841", "--advertise: %v", err)
-		}
-		out = append(out, a)
-	}
-	return out, nil
 }
 
 func newLog(w io.Writer, format, level string) (*slog.Logger, error) {
@@ -156,13 +168,21 @@ func newLog(w io.Writer, format, level string) (*slog.Logger, error) {
 	return nil, fail("usage", "", "--log-format: %q is neither text nor json", format)
 }
 
+// anyLoopback is any free port that no other machine reaches.
+const anyLoopback = "127.0.0.1:0"
+
 // Ports of the overlay address. Nothing listens on an address of the host but
-// the one UDP socket and, where asked for, DNS on loopback.
+// the one UDP socket and, where asked for, relaying by TCP, and DNS and the proxy
+// on loopback.
 const (
 	apiPort    = 7420 // what nodes say to each other
 	gossipPort = 7946 // who is alive
 	dnsPort    = 53
 )
+
+// privatePorts are those at which a node takes a caller for the member whose
+// address it has: no other program of that member's host may call there.
+var privatePorts = []uint16{apiPort, gossipPort, mesh.DoorPort}
 
 // up opens every part, gives each what it needs of the others, runs them until
 // ctx ends or one fails, and closes them in reverse.
@@ -206,9 +226,10 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	heard := newNews()
 	node, err := mesh.Open(mesh.Config{
 		Keys: keys, Mesh: meshID, Listen: cfg.listen, Advertise: cfg.advertise, Log: log, OnPath: heard.path, Relay: facts.relays,
+		TUN: cfg.tun, Private: privatePorts, Open: cfg.open,
 	})
 	if err != nil {
-		return hint(err, "another program may use the port: choose one with --listen")
+		return openHint(err)
 	}
 	defer func() { err = errors.Join(err, node.Close()) }()
 	defer heard.stop()
@@ -326,12 +347,13 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	if cfg.proxy, err = serveProxy(ctx, group, h, cfg.proxy, ways, log); err != nil {
 		return err
 	}
+	split := startSplitDNS(ctx, group, node, who.now(), cfg.dns, log)
 	if err := submitted.Resume(ctx); err != nil {
 		return err
 	}
 	local := &localAPI{
 		home: h, cfg: cfg, since: time.Now(), stop: stop, self: self, node: node, db: db, who: who, view: view, facts: facts,
-		runner: runner, submitted: submitted, door: porch, exposer: exposed, reach: ways, log: log,
+		runner: runner, submitted: submitted, door: porch, exposer: exposed, reach: ways, split: split, log: log,
 		watch: &watch{self: self, view: view, own: facts.sampler, peers: peers, log: log},
 	}
 	defer local.streams.Wait()

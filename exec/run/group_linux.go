@@ -83,6 +83,9 @@ func cgroupMount() (string, error) {
 // that calls start ends.
 func (c control) start(run, program string, argv []string, attr *os.ProcAttr) (*os.Process, *group, error) {
 	g := &group{run: run, node: c.node}
+	// A service manager may have given the node capabilities that pass to
+	// programs: they are this thread's, and not for runs.
+	_ = unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
 	attr.Sys = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
 	if c.cgroup != "" {
 		g.cgroup = filepath.Join(c.cgroup, c.leaf+run)

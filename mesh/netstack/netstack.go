@@ -231,6 +231,16 @@ func (n *Net) DialTCP(ctx context.Context, from netip.Addr, to netip.AddrPort) (
 	return gonet.NewTCPConn(&wq, ep), nil
 }
 
+// Owns reports whether a socket of the interface is there for packets from
+// remote to local: a connection, a listener or a packet socket.
+func (n *Net) Owns(proto uint8, local, remote netip.AddrPort) bool {
+	id := stack.TransportEndpointID{
+		LocalPort: local.Port(), LocalAddress: full(local).Addr,
+		RemotePort: remote.Port(), RemoteAddress: full(remote).Addr,
+	}
+	return n.stack.FindTransportEndpoint(ipv6.ProtocolNumber, tcpip.TransportProtocolNumber(proto), id, nic) != nil
+}
+
 // Abort makes every established connection with an address fail: whoever has
 // the address now knows nothing of them.
 func (n *Net) Abort(with netip.Addr) {
