@@ -33,7 +33,7 @@ check: ## format, vet, lint, layers, other systems, tidy modules
 	@for f in $$(git ls-files '*.sh' .ci/run); do bash -n "$$f" || exit 1; done
 
 e2e: build ## the real program, several nodes at a time, in network namespaces too (root)
-	BALANCE_REQUIRE=1 $(GO) test -count=1 -timeout 20m ./cmd/balance ./discovery ./mesh/...
+	BALANCE_REQUIRE=1 BALANCE_LAB=1 $(GO) test -count=1 -timeout 20m ./cmd/balance ./discovery ./mesh/...
 
 bench: build ## figures, beside what they are compared with
 	$(GO) run ./cmd/bench -balance ./balance
@@ -48,7 +48,7 @@ bench-mesh: ## the mesh beside stock WireGuard, in network namespaces of its own
 
 bench-reach: ## how soon nodes answer that were started, or have moved (root)
 	@echo "Goals: start p95 150 ms; roam p95 1000 ms; roam-silent p95 1500 ms."
-	@$(GO) test -run '^$$' -bench 'Reach' -benchtime 20x ./cmd/balance | grep -E 'Benchmark|FAIL'
+	@BALANCE_LAB=1 $(GO) test -run '^$$' -bench 'Reach' -benchtime 20x ./cmd/balance | grep -E 'Benchmark|FAIL'
 
 fuzz: ## each fuzz target for FUZZTIME
 	@sh .tools/fuzz.sh $(FUZZTIME)
