@@ -59,6 +59,7 @@ type bind struct {
 
 // bindConfig is what a bind needs of its owner. Nothing in it may block.
 type bindConfig struct {
+	small bool // packets larger than mtu are not taken, and so their pings not answered
 	log   *slog.Logger
 	kind  func(netip.Addr) Kind
 	news  func(*peer)                           // the path changed or the peer restarted
@@ -285,6 +286,13 @@ func (b *bind) socket(to netip.AddrPort) *socket {
 	return b.v6
 }
 
+// whole sends a datagram that arrives in one piece or not at all.
+func (b *bind) whole(msg []byte, to netip.AddrPort) {
+	if s := b.socket(to); s != nil {
+		s.sendWhole(msg, to)
+	}
+}
+
 // open sends a datagram that goes as far as this node's own NAT.
 func (b *bind) open(msg []byte, to netip.AddrPort) {
 	if s := b.socket(to); s != nil {
@@ -401,6 +409,9 @@ func (b *bind) probe(now instant, tag wire.ProbeTag, msg []byte, from sourceKey)
 		if p.pong(now, probe) {
 			b.accept(now, p, from, probe.Instance, true)
 		}
+		return
+	}
+	if probe.Size > 0 && b.cfg.small {
 		return
 	}
 	b.accept(now, p, from, probe.Instance, false)

@@ -42,6 +42,10 @@ import (
 // network, so that the tunnel's datagrams pass wherever IPv6 and most tunnels do.
 const mtu = 1280
 
+// overhead is what WireGuard adds to a packet, in bytes: a header of 16 and a tag
+// of 16.
+const overhead = 32
+
 // Config says what a node is.
 type Config struct {
 	Keys identity.Keys
@@ -134,6 +138,7 @@ func Open(cfg Config) (*Node, error) {
 		onPath: n.onPath,
 		relay:  pass,
 		beat:   n.keepHomes,
+		fits:   n.fits,
 	})
 	if err != nil {
 		return nil, err
@@ -329,6 +334,17 @@ func (n *Node) Who(addr netip.Addr) (identity.ID, bool) {
 // another one or that the machine slept.
 func (n *Node) NetworkChanged() {
 	n.networkChanged()
+}
+
+// fits returns the size of the largest packet that reaches an overlay address in
+// one datagram.
+func (n *Node) fits(addr netip.Addr) int {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if p := n.members[n.byAddr[addr]]; p != nil {
+		return int(p.size.Load())
+	}
+	return 0
 }
 
 // Path returns how packets reach a member: the path in use or used last. It is

@@ -43,6 +43,7 @@ type Path struct {
 	Addr netip.AddrPort // the other end's UDP or TCP address; zero for None and Relayed
 	Via  identity.ID    // the relay; zero for other kinds
 	RTT  time.Duration  // round trip, smoothed; 0 for None
+	MTU  int            // largest packet of the overlay in bytes that fits into one datagram; 0 for None
 }
 
 // same reports whether another path runs the same way.
@@ -95,14 +96,17 @@ var candidateLimit = [...]int{heard: 4, rumour: 8, roster: 8, relay: 4}
 // candidate is a way that may reach the peer.
 type candidate struct {
 	hop
-	kind     Kind
-	origin   origin
-	rtt      time.Duration // smoothed; 0: it never answered
-	known    instant       // learnt, or heard of again
-	heard    instant       // an authenticated ping came from it
-	pinged   instant
-	waiting  instant // the first ping since the last answer
-	answered instant
+	kind      Kind
+	origin    origin
+	rtt       time.Duration // smoothed; 0: it never answered
+	known     instant       // learnt, or heard of again
+	heard     instant       // an authenticated ping came from it
+	pinged    instant
+	size      int     // bytes of the largest ping that it answered, if that is more than any path carries
+	sounded   instant // when a larger one was last tried
+	soundings int     // tries without an answer
+	waiting   instant // the first ping since the last answer
+	answered  instant
 }
 
 // better reports whether traffic should move from another path to c. Round
@@ -130,7 +134,19 @@ func (c *candidate) strange() bool { return c.kind == Direct && c.answered == 0 
 type errand struct {
 	hop
 	what message
+	size int // of a ping in bytes; 0: the shortest
 }
+
+// sizes are those of the datagrams that are tried on a path, beyond what every
+// path carries: what fits into an Ethernet frame, and into a large one, with
+// the headers of IPv6 and UDP.
+var sizes = [...]int{1500 - 48, 9000 - 48}
+
+// A size is tried thrice at once, and again after a while.
+const (
+	soundings  = 3
+	soundAgain = 10 * time.Minute
+)
 
 // message is a kind of errand.
 type message int
@@ -190,7 +206,7 @@ func (p *paths) path() Path {
 	if p.best == nil {
 		return Path{}
 	}
-	out := Path{Kind: p.best.kind, Addr: p.best.addr, RTT: p.best.rtt}
+	out := Path{Kind: p.best.kind, Addr: p.best.addr, RTT: p.best.rtt, MTU: max(mtu, p.best.size-overhead)}
 	if p.best.via != nil {
 		out.Via = p.best.via.id
 	}
@@ -259,7 +275,7 @@ func (p *paths) want(now instant) []errand {
 	}
 	if p.best != nil && !p.best.owes() { // it was only idle
 		p.tried, p.next = 1, now.add(retry)
-		return p.ask(now, p.best)
+		return p.heartbeat(now)
 	}
 	return p.search(now)
 }
@@ -274,7 +290,7 @@ func (p *paths) tick(now, wanted instant) []errand {
 	switch {
 	case p.tried == tries && p.isTrusted(now): // there is nothing better than the relay
 		p.tried, p.next = 0, now.add(heartbeat)
-		return p.ask(now, p.best)
+		return p.heartbeat(now)
 	case p.tried == tries:
 		p.best, p.tried, p.next = nil, 0, 0
 		return nil
@@ -289,9 +305,37 @@ func (p *paths) tick(now, wanted instant) []errand {
 	p.next = now.add(heartbeat)
 	if p.best.kind < LAN && !p.checked.within(recheck, now) {
 		p.checked = now
-		return p.ask(now, p.candidates...)
+		others := slices.DeleteFunc(slices.Clone(p.candidates), func(c *candidate) bool { return c == p.best })
+		return append(p.ask(now, others...), p.heartbeat(now)...)
 	}
-	return p.ask(now, p.best)
+	return append(p.heartbeat(now), p.sound(now)...)
+}
+
+// heartbeat pings the path with the largest ping that it is known to carry, so
+// that it is left when it carries that no more.
+func (p *paths) heartbeat(now instant) []errand {
+	out := p.ask(now, p.best)
+	out[0].size = p.best.size
+	return out
+}
+
+// sound tries the next size on the path: its answer comes beside that to the
+// heartbeat, and nobody waits for it.
+func (p *paths) sound(now instant) []errand {
+	c := p.best
+	i := slices.IndexFunc(sizes[:], func(n int) bool { return n > c.size })
+	if i < 0 || c.kind < Direct {
+		return nil
+	}
+	if c.soundings >= soundings {
+		if c.sounded.within(soundAgain, now) {
+			return nil
+		}
+		c.soundings = 0
+	}
+	c.sounded = now
+	c.soundings++
+	return []errand{{c.hop, ping, sizes[i]}}
 }
 
 // search asks every candidate, for the first time or again, and calls the peer
@@ -313,14 +357,14 @@ func (p *paths) approach(now instant, candidates ...*candidate) []errand {
 	careful := p.tried <= openings || (p.best != nil && p.best.kind == Relayed)
 	for _, c := range candidates {
 		if c.strange() && careful {
-			out = append(out, errand{c.hop, opening})
+			out = append(out, errand{c.hop, opening, 0})
 		} else {
 			out = append(out, p.ask(now, c)...)
 		}
 	}
 	for _, c := range p.candidates {
 		if c.kind == Relayed {
-			out = append(out, errand{c.hop, call})
+			out = append(out, errand{c.hop, call, 0})
 		}
 	}
 	return out
@@ -333,14 +377,20 @@ func (p *paths) ask(now instant, candidates ...*candidate) []errand {
 			c.waiting = now
 		}
 		c.pinged = now
-		out[i] = errand{c.hop, ping}
+		out[i] = errand{c.hop, ping, 0}
 	}
 	return out
 }
 
-// pong is called when the peer answered a ping that was sent by h.
-func (p *paths) pong(now instant, h hop, rtt time.Duration) {
+// pong is called when the peer answered a ping of a size that was sent by h.
+func (p *paths) pong(now instant, h hop, rtt time.Duration, size int) {
 	c := p.add(now, h, heard)
+	switch {
+	case size > c.size:
+		c.size, c.soundings = size, 0
+	case size < c.size && c.silent(now): // a larger one was not answered
+		c.size, c.soundings = 0, 0
+	}
 	c.answered = now
 	if c.rtt == 0 {
 		c.rtt = rtt
@@ -398,7 +448,7 @@ func (p *paths) call(now instant, h hop, answered bool, addrs []netip.AddrPort) 
 	out := p.ask(now, told...)
 	if !answered {
 		p.add(now, h, heard).heard = now
-		out = append(out, errand{h, answer})
+		out = append(out, errand{h, answer, 0})
 	}
 	return out
 }

@@ -34,18 +34,18 @@ func testKind(h hop) Kind {
 }
 
 func pathOf(k Kind, h hop, rtt time.Duration) Path {
-	p := Path{Kind: k, Addr: h.addr, RTT: rtt}
+	p := Path{Kind: k, Addr: h.addr, RTT: rtt, MTU: mtu}
 	if h.via != nil {
 		p.Via = h.via.id
 	}
 	return p
 }
 
-// pinged returns where pings go.
+// pinged returns where pings go, without those that try a size.
 func pinged(errands []errand) []hop {
 	var out []hop
 	for _, e := range errands {
-		if e.what == ping {
+		if e.what == ping && e.size == 0 {
 			out = append(out, e.hop)
 		}
 	}
@@ -93,7 +93,7 @@ func (s *script) wait(d time.Duration, want ...hop) {
 
 func (s *script) pong(addr hop, rtt time.Duration) {
 	s.now = s.now.add(rtt)
-	s.p.pong(s.now, addr, rtt)
+	s.p.pong(s.now, addr, rtt, 0)
 }
 
 func (s *script) is(want Path) {
@@ -294,13 +294,13 @@ func TestPathUpgrade(t *testing.T) {
 	s := newScript(t, wan1)
 	s.p.replace(s.now, relay, []hop{relay1, relay2})
 	s.errandsAre("the first packet", s.p.want(s.now),
-		errand{wan1, opening}, errand{relay1, ping}, errand{relay2, ping}, errand{relay1, call}, errand{relay2, call})
+		errand{wan1, opening, 0}, errand{relay1, ping, 0}, errand{relay2, ping, 0}, errand{relay1, call, 0}, errand{relay2, call, 0})
 	if got := s.p.first(); !slices.Equal(got, []hop{relay1, relay2}) {
 		t.Errorf("a session begins over %v", got)
 	}
 	s.pong(relay1, 10*ms)
 	s.is(pathOf(Relayed, relay1, 10*ms))
-	s.errandsAre("an answer to the call", s.p.call(s.now, relay1, true, []netip.AddrPort{wan1.addr}), errand{wan1, ping})
+	s.errandsAre("an answer to the call", s.p.call(s.now, relay1, true, []netip.AddrPort{wan1.addr}), errand{wan1, ping, 0})
 	s.pong(wan1, 20*ms)
 	s.is(pathOf(Direct, wan1, 20*ms)) // slower, and yet better
 	s.pong(relay2, 5*ms)
@@ -311,7 +311,7 @@ func TestPathIsCalled(t *testing.T) {
 	s := newScript(t)
 	s.p.replace(s.now, relay, []hop{relay1})
 	addrs := []netip.AddrPort{wan1.addr, lan1.addr}
-	s.errandsAre("a call", s.p.call(s.now, relay1, false, addrs), errand{wan1, ping}, errand{lan1, ping}, errand{relay1, answer})
+	s.errandsAre("a call", s.p.call(s.now, relay1, false, addrs), errand{wan1, ping, 0}, errand{lan1, ping, 0}, errand{relay1, answer, 0})
 	if got := s.p.callers(s.now); !slices.Equal(got, []hop{relay1}) {
 		t.Errorf("callers %v", got)
 	}
@@ -342,7 +342,7 @@ func TestPathStaysRelayed(t *testing.T) {
 				asked = append(asked, s.now.sub(start))
 			}
 		}
-		s.p.pong(s.now, relay1, 10*ms)
+		s.p.pong(s.now, relay1, 10*ms, 0)
 		if got := s.p.path(); got.Kind != Relayed {
 			t.Fatalf("at %v: path %+v", s.now.sub(start), got)
 		}
@@ -394,6 +394,45 @@ func TestPathMoves(t *testing.T) {
 	s.is(pathOf(Direct, wan1, 22500*time.Microsecond))
 	s.now = s.now.add(time.Hour)
 	s.pings("a change of our network long after", s.p.moved(s.now))
+}
+
+// Sizes are tried beside the heartbeat, thrice each, and again after a while.
+// The heartbeat then is as large as what the path carries.
+func TestPathSizes(t *testing.T) {
+	s := newScript(t, wan1)
+	s.want(wan1)
+	s.pong(wan1, 10*ms)
+	tried := map[int]int{}
+	beat := 0
+	second := func() {
+		s.now = s.p.next
+		for _, e := range s.p.tick(s.now, s.now) {
+			if e.size > beat {
+				tried[e.size]++
+			} else if e.size != beat {
+				t.Errorf("a heartbeat of %d bytes", e.size)
+			}
+		}
+		s.p.pong(s.now, wan1, 10*ms, beat)
+	}
+	second()
+	beat = sizes[0]
+	s.p.pong(s.now, wan1, 10*ms, beat)
+	for range 30 {
+		second()
+	}
+	if tried[sizes[0]] != 1 || tried[sizes[1]] != soundings {
+		t.Errorf("tries %v", tried)
+	}
+	if got := s.p.path().MTU; got != 1420 {
+		t.Errorf("MTU %d", got)
+	}
+	for range int(soundAgain / time.Second) {
+		second()
+	}
+	if tried[sizes[1]] <= soundings || tried[sizes[1]] > 2*soundings {
+		t.Errorf("tries %v", tried)
+	}
 }
 
 func TestPathDropsRelay(t *testing.T) {
@@ -466,7 +505,7 @@ func TestPathProperties(t *testing.T) {
 			now := start.add(time.Duration(step) * 10 * ms)
 			for _, a := range w.pongs[now] {
 				answered[a.addr] = true
-				w.p.pong(now, a.addr, a.rtt)
+				w.p.pong(now, a.addr, a.rtt, 0)
 			}
 			if slices.Contains(callers, step) {
 				w.send(now, w.p.ping(now, wan2, false))

@@ -36,6 +36,7 @@ type peer struct {
 	homes   []identity.ID // relays that it can be reached by; guarded by Node.mu
 
 	route atomic.Pointer[route]
+	size  atomic.Int64                   // largest packet for the peer that fits into a datagram; 0: what fits everywhere
 	leg   atomic.Pointer[netip.AddrPort] // where frames for the peer go: the last path without a relay
 	sent  atomic.Int64                   // instant when there last was something to send
 
@@ -60,7 +61,8 @@ type route struct {
 
 type asked struct {
 	hop
-	at instant
+	at   instant
+	size int // of the ping; 0: the shortest
 }
 
 func newPeer(b *bind, self identity.WGKey, key identity.WGPublic, addr netip.Addr) (*peer, error) {
@@ -163,8 +165,8 @@ func (p *peer) do(now instant, errands []errand) {
 		switch e.what {
 		case ping:
 			tx := random()
-			p.asked[tx] = asked{e.hop, now}
-			p.probe(now, e.hop, wire.Probe{Kind: wire.Ping, Tx: tx})
+			p.asked[tx] = asked{e.hop, now, e.size}
+			p.probe(now, e.hop, wire.Probe{Kind: wire.Ping, Tx: tx, Size: e.size})
 		case opening:
 			p.bind.open(p.out.Seal(wire.Probe{Kind: wire.Ping, Tx: random(), Instance: p.life}), e.addr)
 		case call:
@@ -177,6 +179,10 @@ func (p *peer) do(now instant, errands []errand) {
 
 func (p *peer) probe(now instant, to hop, probe wire.Probe) {
 	probe.Instance, probe.Place = p.life, p.bind.place()
+	if probe.Size > 0 {
+		p.bind.whole(p.out.Seal(probe), to.addr)
+		return
+	}
 	_ = p.bind.pass(now, p, [][]byte{p.out.Seal(probe)}, to) // a way may lead nowhere
 }
 
@@ -188,6 +194,7 @@ func (p *peer) settle() {
 	} else if r := p.route.Load(); r == nil || r.hop != p.paths.best.hop || r.until != p.paths.trusted {
 		p.route.Store(&route{p.paths.best.hop, p.paths.trusted})
 	}
+	p.size.Store(int64(path.MTU))
 	if leg := p.leg.Load(); path.Addr.IsValid() && (leg == nil || *leg != path.Addr) {
 		p.leg.Store(&path.Addr) // never a relay: what goes through one goes through no other
 	}
@@ -276,7 +283,7 @@ func (p *peer) pong(now instant, probe wire.Probe) bool {
 		p.bind.saw(p, ask.addr, probe.Seen)
 	}
 	rtt := now.sub(ask.at)
-	p.paths.pong(now, ask.hop, rtt)
+	p.paths.pong(now, ask.hop, rtt, ask.size)
 	if ask.at > p.handshakes.sent { // the initiation did not go with this ping
 		p.write(now, p.handshakes.again(now))
 	}

@@ -32,6 +32,7 @@ type socket struct {
 	batch    batcher
 	segments atomic.Bool // messages of several datagrams can be sent
 	writers  sync.Pool   // *writer
+	whole    sync.Mutex  // held while the socket is set not to fragment
 }
 
 // batcher moves several messages in one system call where the system can.

@@ -54,6 +54,7 @@ type tunnelConfig struct {
 	onPath func(*peer, Path)
 	relay  func(from, to *peer, n int) bool // nil: nothing is relayed
 	beat   func()
+	fits   func(netip.Addr) int // largest packet to an address; nil: what fits everywhere
 }
 
 func openTunnel(cfg tunnelConfig) (*tunnel, error) {
@@ -63,12 +64,15 @@ func openTunnel(cfg tunnelConfig) (*tunnel, error) {
 	}
 	var err error
 	t.bind, err = newBind(cfg.listen, bindConfig{
-		log: cfg.log, kind: t.local.kind, news: t.report, addrs: t.candidates, saw: t.saw, relay: cfg.relay,
+		log: cfg.log, small: cfg.host != nil, kind: t.local.kind, news: t.report, addrs: t.candidates, saw: t.saw, relay: cfg.relay,
 	})
 	if err != nil {
 		return nil, err
 	}
-	if t.net, err = netstack.New(netstack.Config{Addrs: cfg.addrs, MTU: mtu, Accept: cfg.accept}); err != nil {
+	if cfg.host != nil { // the interface's MTU is one for all peers
+		cfg.fits = nil
+	}
+	if t.net, err = netstack.New(netstack.Config{Addrs: cfg.addrs, MTU: mtu, Fits: cfg.fits, Accept: cfg.accept}); err != nil {
 		t.bind.shut()
 		return nil, err
 	}

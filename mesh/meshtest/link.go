@@ -22,6 +22,7 @@ type Link struct {
 	relay  [2]*net.UDPConn // relay[k] is where nodes[k] sees the other
 	delay  time.Duration   // each way
 	loss   float64         // each way, 0 to 1
+	mtu    int             // bytes of the largest datagram that passes; 0: any
 	cut    bool
 	tap    func(from int, msg []byte)
 	closed bool
@@ -90,7 +91,7 @@ func (l *Link) carry(k int, c *net.UDPConn) {
 		if l.tap != nil {
 			l.tap(l.nodes[k], buf[:n])
 		}
-		if l.closed || l.cut || rand.Float64() < l.loss {
+		if l.closed || l.cut || l.mtu > 0 && n > l.mtu || rand.Float64() < l.loss {
 			l.mu.Unlock()
 			continue
 		}
@@ -136,6 +137,13 @@ func (l *Link) Shape(delay time.Duration, loss float64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.delay, l.loss = delay, loss
+}
+
+// Narrow lets no datagram of more than so many bytes pass.
+func (l *Link) Narrow(size int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.mtu = size
 }
 
 // Tap has f see every datagram that a node sends, until the next call. f keeps

@@ -49,6 +49,7 @@ func parse(b []byte) (Packet, bool) {
 type Device struct {
 	mtu     int
 	accept  func(Packet) bool
+	fits    func(netip.Addr) int
 	destroy func() // ends the stack
 	link    *link
 	out     outgoing // what Read has begun to take
@@ -63,6 +64,7 @@ func newDevice(cfg Config) *Device {
 	return &Device{
 		mtu:        cfg.MTU,
 		accept:     cfg.Accept,
+		fits:       cfg.Fits,
 		link:       &link{mtu: uint32(cfg.MTU), out: make(chan *stack.PacketBuffer, queued), done: make(chan struct{})},
 		coalescers: sync.Pool{New: func() any { return &coalescer{} }},
 		events:     make(chan tun.Event),
@@ -78,7 +80,7 @@ func (d *Device) Read(bufs [][]byte, sizes []int, offset int) (n int, err error)
 			if p == nil {
 				return n, err
 			}
-			d.out.begin(p)
+			d.out.begin(p, d.fits)
 		}
 		sizes[n] = d.out.next(bufs[n][offset:])
 	}

@@ -58,6 +58,11 @@ func init() { log.SetTarget(&log.GoogleEmitter{Writer: &log.Writer{Next: io.Disc
 type Config struct {
 	Addrs []netip.Addr // IPv6
 	MTU   int          // bytes
+	// Fits returns the size in bytes of the largest packet that goes to an
+	// address at no loss. TCP's segments are made as large, whatever MTU is: the
+	// other end puts them together again. Nil, and less than MTU, is MTU. It must
+	// not block.
+	Fits func(netip.Addr) int
 	// Accept decides on each packet that arrives. Nil accepts all. It must not
 	// block.
 	Accept func(Packet) bool

@@ -2,6 +2,7 @@ package netstack
 
 import (
 	"encoding/binary"
+	"net/netip"
 
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -13,6 +14,7 @@ import (
 const (
 	ipLength  = 4 // of what follows IPv6's header
 	ipSrc     = 8
+	ipDst     = 24
 	tcpStart  = header.IPv6MinimumSize
 	tcpSeq    = tcpStart + header.TCPSeqNumOffset
 	tcpFlags  = tcpStart + header.TCPFlagsOffset
@@ -32,8 +34,8 @@ type outgoing struct {
 	size   int                 // most bytes of payload in a segment
 }
 
-// begin takes a packet, which it will release.
-func (o *outgoing) begin(p *stack.PacketBuffer) {
+// begin takes a packet, which it will release, and cuts it as fits.
+func (o *outgoing) begin(p *stack.PacketBuffer, fits func(netip.Addr) int) {
 	*o = outgoing{packet: p, parts: p.AsSlices()}
 	if p.GSOOptions.Type != stack.GSOTCPv6 {
 		return
@@ -45,6 +47,9 @@ func (o *outgoing) begin(p *stack.PacketBuffer) {
 	}
 	o.head = make([]byte, p.Size()-o.left)
 	o.copy(o.head)
+	if fits != nil {
+		o.size = max(o.size, fits(netip.AddrFrom16([16]byte(o.head[ipDst:])))-len(o.head))
+	}
 	o.seq = binary.BigEndian.Uint32(o.head[tcpSeq:])
 }
 
