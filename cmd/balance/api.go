@@ -98,6 +98,7 @@ type pingReply struct {
 	Addr  string  `json:"endpoint,omitempty"`
 	Via   string  `json:"via,omitempty"` // the relay
 	RTTMS float64 `json:"rtt_ms"`
+	MTU   int     `json:"mtu,omitempty"` // bytes of the largest packet that goes in one datagram
 	Error string  `json:"error,omitempty"`
 }
 

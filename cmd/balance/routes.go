@@ -235,7 +235,7 @@ func (l *localAPI) pingOnce(ctx context.Context, id identity.ID) pingReply {
 		return p
 	}
 	as := l.who.path(path)
-	p.Path, p.Addr, p.Via, p.RTTMS = as.Kind, as.Addr, as.Via, millis(path.RTT)
+	p.Path, p.Addr, p.Via, p.RTTMS, p.MTU = as.Kind, as.Addr, as.Via, millis(path.RTT), path.MTU
 	return p
 }
 
