@@ -170,9 +170,9 @@ func (p *peer) do(now instant, errands []errand) {
 		case opening:
 			p.bind.open(p.out.Seal(wire.Probe{Kind: wire.Ping, Tx: random(), Instance: p.life}), e.addr)
 		case call:
-			p.probe(now, e.hop, wire.Probe{Kind: wire.Call, Addrs: p.bind.addrs()})
+			p.probe(now, e.hop, wire.Probe{Kind: wire.Call, Tx: random(), Addrs: p.bind.addrs()})
 		case answer:
-			p.probe(now, e.hop, wire.Probe{Kind: wire.Answer, Addrs: p.bind.addrs()})
+			p.probe(now, e.hop, wire.Probe{Kind: wire.Answer, Tx: random(), Addrs: p.bind.addrs()})
 		}
 	}
 }
@@ -255,11 +255,12 @@ func (p *peer) ping(now instant, probe wire.Probe, from hop) {
 	p.settle()
 }
 
-// call heeds an authenticated call, or the answer to one.
+// call heeds an authenticated call, or the answer to one. They come by relays
+// alone: one that comes from an address was repeated by who knows whom.
 func (p *peer) call(now instant, probe wire.Probe, from hop) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closed || p.instance != 0 && probe.Instance != p.instance {
+	if p.closed || from.via == nil || p.instance != 0 && probe.Instance != p.instance {
 		return
 	}
 	p.do(now, p.paths.call(now, from, probe.Kind == wire.Answer, usable(probe.Addrs, p.addr)))

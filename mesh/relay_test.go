@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"sync"
 	"testing"
 	"time"
@@ -201,5 +202,50 @@ func TestRelayCarriesBulk(t *testing.T) {
 	n, err := io.Copy(io.Discard, io.LimitReader(c, size))
 	if err := errors.Join(err, <-sent); err != nil || n != size {
 		t.Errorf("%d bytes came back: %v", n, err)
+	}
+}
+
+// Whoever repeats what went through a relay, from another address, moves no
+// path, has nothing forwarded and learns no address.
+func TestReplayOfRelayed(t *testing.T) {
+	m := hub(t, 3, anyone)
+	var mu sync.Mutex
+	var captured [][]byte
+	for i := range 2 {
+		m.Link(i, 2).Tap(func(_ int, msg []byte) {
+			mu.Lock()
+			defer mu.Unlock()
+			captured = append(captured, bytes.Clone(msg))
+		})
+	}
+	m.MustTalk(0, 1, within)
+	for i := range 2 {
+		m.Link(i, 2).Tap(nil)
+	}
+	attacker := stranger(t)
+	before := m.Nodes[2].Relayed()
+	mu.Lock()
+	defer mu.Unlock()
+	for _, msg := range captured {
+		for i := range 3 {
+			to := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), m.Nodes[i].Port())
+			if _, err := attacker.WriteToUDPAddrPort(msg, to); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, got := range drain(attacker) {
+		if len(got) != wire.ProbeSize {
+			t.Errorf("the attacker gets %x", got)
+		}
+	}
+	if got := m.Nodes[2].Relayed(); got-before > 4096 { // heartbeats of the members go on
+		t.Errorf("%d bytes were relayed", got-before)
+	}
+	for i := range 2 {
+		if p := m.Nodes[i].Path(m.Node(1 - i)); p.Kind != mesh.Relayed || p.Via != m.Node(2) {
+			t.Errorf("path %+v", p)
+		}
+		m.MustTalk(i, 1-i, within)
 	}
 }

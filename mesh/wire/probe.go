@@ -1,12 +1,15 @@
 package wire
 
 import (
+	"bytes"
 	"crypto/hkdf"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+
+	"golang.org/x/crypto/chacha20"
 
 	"github.com/balanceai/balance/mesh/identity"
 )
@@ -29,17 +32,19 @@ import (
 //	28  pong: IP address that the ping came from, IPv4 mapped into IPv6 (16)
 //	44  pong: its UDP port (2)
 //	46  0, ignored (2)
-//	48  call and answer: addresses, each as at 28 (18); ping: padding, to learn
-//	    whether a datagram of that size passes
+//	48  call and answer: addresses, each as at 28 (18), encrypted; ping: padding,
+//	    to learn whether a datagram of that size passes
 //	-16 first half of HMAC-SHA-256 of the bytes before it (16)
 //
 // A pong is never longer than its ping, so nobody gains by provoking one.
 //
-// Tag, MAC key and relay mask are 8, 32 and 8 bytes of HKDF-SHA-256 of the X25519
-// secret of the two WireGuard keys, with info "balance/probe/1", the public key
-// of the sender and the public key of the receiver. So each direction has its
-// own, a ping cannot be turned round into a pong, and nobody else can make
-// either.
+// Tag, MAC key, relay mask and cipher key are 8, 32, 8 and 32 bytes of
+// HKDF-SHA-256 of the X25519 secret of the two WireGuard keys, with info
+// "balance/probe/1", the public key of the sender and the public key of the
+// receiver. So each direction has its own, a ping cannot be turned round into a
+// pong, and nobody else can make either. The cipher is ChaCha20 (RFC 8439) with
+// kind and transaction for a nonce; the MAC is of the encrypted bytes. It keeps
+// a node's addresses at home from who listens on the way.
 type Probe struct {
 	Kind     ProbeKind
 	Place    uint16
@@ -80,6 +85,7 @@ type ProbeKey struct {
 	Tag  ProbeTag
 	mac  [32]byte
 	mask [8]byte // of relay frames
+	hide [32]byte
 }
 
 // Format keeps the key out of logs and errors.
@@ -97,8 +103,8 @@ func ProbeKeys(self identity.WGKey, peer identity.WGPublic) (send, receive Probe
 
 func probeKey(shared [32]byte, from, to identity.WGPublic) ProbeKey {
 	info := "balance/probe/1" + string(from[:]) + string(to[:])
-	b := must(hkdf.Key(sha256.New, shared[:], nil, info, 8+32+8))
-	return ProbeKey{Tag: ProbeTag(b[:8]), mac: [32]byte(b[8:40]), mask: [8]byte(b[40:])}
+	b := must(hkdf.Key(sha256.New, shared[:], nil, info, 8+32+8+32))
+	return ProbeKey{Tag: ProbeTag(b[:8]), mac: [32]byte(b[8:40]), mask: [8]byte(b[40:48]), hide: [32]byte(b[48:])}
 }
 
 // Seal returns the bytes of p.
@@ -116,6 +122,9 @@ func (k *ProbeKey) Seal(p Probe) []byte {
 	}
 	for i, a := range addrs {
 		putAddr(b[probeBody+i*addrSize:], a)
+	}
+	if len(addrs) > 0 {
+		k.crypt(b, b[probeBody:])
 	}
 	return append(b, k.sum(b)...)
 }
@@ -164,13 +173,23 @@ func (k *ProbeKey) Open(b []byte) (Probe, bool) {
 	case Pong:
 		p.Seen = getAddr(b[28:])
 	case Call, Answer:
-		for body := b[probeBody:end]; len(body) >= addrSize && len(p.Addrs) < maxAddrs; body = body[addrSize:] {
+		plain := bytes.Clone(b[probeBody:end])
+		k.crypt(b, plain)
+		for body := plain; len(body) >= addrSize && len(p.Addrs) < maxAddrs; body = body[addrSize:] {
 			p.Addrs = append(p.Addrs, getAddr(body))
 		}
 	default:
 		return Probe{}, false
 	}
 	return p, true
+}
+
+// crypt encrypts or decrypts what stands behind the header of a probe.
+func (k *ProbeKey) crypt(header, body []byte) {
+	var nonce [chacha20.NonceSize]byte
+	nonce[0] = header[1]
+	copy(nonce[4:], header[12:20])
+	must(chacha20.NewUnauthenticatedCipher(k.hide[:], nonce[:])).XORKeyStream(body, body)
 }
 
 func (k *ProbeKey) sum(body []byte) []byte {
