@@ -67,6 +67,7 @@ const (
 	retry     = 100 * time.Millisecond  // from the first try of a search to the second, doubled at each
 	tries     = 5
 	recheck   = 45 * time.Second // between looks for something better than a path in use; see opening
+	natLife   = 25 * time.Second // for which a NAT keeps what has opened it, at least
 	wish      = 10 * time.Second // traffic that waited so long is still worth a new address
 	pingsBack = 500              // of a peer that are answered with a ping in one second: repeated calls cost little
 )
@@ -245,14 +246,14 @@ func (p *paths) callers(now instant) []hop {
 }
 
 // doubted returns where data go while the path is in doubt: on over the path,
-// and when it owes an answer for too long, over the relay that answered last
-// beside it.
+// and when it owes an answer for too long or is stale, over the relay that
+// answered last beside it.
 func (p *paths) doubted(now instant) []hop {
 	if p.best == nil {
 		return nil
 	}
 	out := []hop{p.best.hop}
-	if !p.best.silent(now) && p.tried < 2 {
+	if !p.best.silent(now) && p.tried < 2 && !p.stale(now) {
 		return out
 	}
 	var beside *candidate
@@ -267,13 +268,19 @@ func (p *paths) doubted(now instant) []hop {
 	return out
 }
 
+// stale reports whether a NAT on the path may have forgotten it. Then the peer is
+// called again at once, and data go by a relay too.
+func (p *paths) stale(now instant) bool {
+	return p.best != nil && p.best.kind == Direct && p.hasRelay() && !p.best.answered.within(natLife, now)
+}
+
 // want is called when there is something to send.
 func (p *paths) want(now instant) []errand {
 	p.wanted = now
 	if p.isTrusted(now) || p.tried > 0 {
 		return nil
 	}
-	if p.best != nil && !p.best.owes() { // it was only idle
+	if p.best != nil && !p.best.owes() && !p.stale(now) { // it was only idle
 		p.tried, p.next = 1, now.add(retry)
 		return p.heartbeat(now)
 	}

@@ -367,11 +367,20 @@ func TestPathDoubt(t *testing.T) {
 	s.p.want(s.now)
 	s.pong(relay1, 10*ms)
 	s.pong(wan1, 20*ms)
-	s.now = s.now.add(time.Hour)
+	s.now = s.now.add(20 * time.Second)
 	s.p.want(s.now)
 	if got := s.p.doubted(s.now); !slices.Equal(got, []hop{wan1}) {
 		t.Errorf("after a pause, data go to %v", got)
 	}
+	s.pong(wan1, 20*ms)
+	s.now = s.now.add(time.Minute)
+	s.errandsAre("after a longer one", s.p.want(s.now), errand{wan1, ping, 0}, errand{relay1, ping, 0}, errand{relay1, call, 0})
+	if got := s.p.doubted(s.now); !slices.Equal(got, []hop{wan1, relay1}) {
+		t.Errorf("after a longer pause, data go to %v", got)
+	}
+	s.pong(wan1, 20*ms)
+	s.now = s.now.add(10 * time.Second)
+	s.p.want(s.now)
 	s.now = s.p.next
 	s.p.tick(s.now, s.now)
 	s.now = s.now.add(100 * ms)
