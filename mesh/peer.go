@@ -427,6 +427,14 @@ func (p *peer) path() Path {
 	return p.seen(p.paths.path())
 }
 
+// answersUDP reports whether the path is a UDP address, and no search shows that
+// it does not answer.
+func (p *peer) answersUDP() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.paths.best != nil && p.paths.best.kind >= Direct && p.paths.tried <= openings
+}
+
 // seen returns a path as others than this package see it.
 func (p *peer) seen(path Path) Path {
 	if path.Kind == TCP {

@@ -205,6 +205,7 @@ func (n *Node) streamsWanted() {
 const (
 	udpFirst  = 500 * time.Millisecond // what UDP is given before TCP is tried
 	callAgain = 5 * time.Second        // after which TCP is tried again
+	lookAtUDP = time.Second            // between looks whether UDP still works
 	udpBack   = 30 * time.Second       // for which UDP works before streams end
 )
 
@@ -220,34 +221,41 @@ func (n *Node) callRelays() {
 		case <-ctx.Done():
 		}
 	}()
+	due := time.Now().Add(udpFirst) // zero: not before there is news
 	again := time.NewTimer(udpFirst)
 	defer again.Stop()
+	in := func(d time.Duration) {
+		due = time.Now().Add(d)
+		again.Reset(d)
+	}
 	var since time.Time // when UDP came back
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-n.calling:
-			again.Reset(udpFirst)
+			if due.IsZero() || time.Until(due) > udpFirst {
+				in(udpFirst)
+			}
 			continue
 		case <-again.C:
+			due = time.Time{}
 		}
 		relays, udp := n.streamRelays()
 		switch {
 		case len(relays) == 0:
-			continue // until there is news
 		case !udp:
 			since = time.Time{}
 			n.callThem(ctx, relays)
-			again.Reset(callAgain)
-		case !n.bind.streams.any():
+			in(callAgain)
 		case since.IsZero():
 			since = time.Now()
-			again.Reset(udpBack)
+			in(lookAtUDP)
 		case time.Since(since) >= udpBack:
 			n.bind.streams.hangUp(func(*peer) bool { return true })
+			in(lookAtUDP)
 		default:
-			again.Reset(udpBack - time.Since(since))
+			in(lookAtUDP)
 		}
 	}
 }
@@ -263,9 +271,7 @@ func (n *Node) streamRelays() (relays map[*peer][]netip.AddrPort, udp bool) {
 		if p == nil {
 			continue
 		}
-		if p.path().Kind >= Direct {
-			udp = true
-		}
+		udp = udp || p.answersUDP()
 		if len(r.Streams) > 0 && len(relays) < maxCalled {
 			relays[p] = r.Streams
 		}

@@ -273,18 +273,6 @@ func (s *streams) to(p *peer) bool {
 	return false
 }
 
-// any reports whether there is a stream that was dialed.
-func (s *streams) any() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, c := range s.open {
-		if c.dialed {
-			return true
-		}
-	}
-	return false
-}
-
 // hangUp ends the streams that were dialed to peers for which which is true.
 func (s *streams) hangUp(which func(*peer) bool) {
 	s.mu.Lock()
