@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -334,11 +335,38 @@ type follower struct {
 	attached bool   // Ctrl-C stops the run, and the outputs are written
 	stdin    bool
 
-	run  string
 	last uint64 // number of the last event seen
-	end  *task.Event
 	lost bool
 	undo func()
+
+	mu  sync.Mutex // Ctrl-C and standard input have goroutines of their own
+	run string
+	end *task.Event
+}
+
+// id returns the run's id, which is empty until it is known.
+func (f *follower) id() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.run
+}
+
+// begin takes the run's id, and reports whether it was not known.
+func (f *follower) begin(id string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.run != "" {
+		return false
+	}
+	f.run = id
+	return true
+}
+
+// ending returns the run's last event, or nil.
+func (f *follower) ending() *task.Event {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.end
 }
 
 // schemaEvent is an event as --json prints it.
@@ -354,7 +382,7 @@ func (f *follower) submit(ctx context.Context, spec task.Spec) error {
 		defer f.undo()
 	}
 	run, err := f.client.submit(ctx, spec, func(e task.Event) error { return f.event(ctx, e) })
-	f.run = cmp.Or(f.run, run)
+	f.begin(run)
 	return f.goOn(ctx, err)
 }
 
@@ -371,7 +399,7 @@ func (f *follower) takeOver(ctx context.Context, interrupted bool) error {
 // stop asks the run to stop, for whoever has pressed Ctrl-C.
 func (f *follower) stop(ctx context.Context) {
 	f.print.say("\nasking the run to stop; Ctrl-C again detaches")
-	if err := f.client.call(ctx, http.MethodPost, runPath(f.run, "/cancel"), nil, nil); err != nil {
+	if err := f.client.call(ctx, http.MethodPost, runPath(f.id(), "/cancel"), nil, nil); err != nil {
 		f.print.say("could not ask: %v", err)
 	}
 }
@@ -387,23 +415,24 @@ func (f *follower) goOn(ctx context.Context, err error) error {
 		return err // the daemon itself said no, or was not there in the first place
 	}
 	since, pause := time.Now(), time.Duration(0)
-	for f.end == nil && !f.lost && f.run != "" && ctx.Err() == nil && (!errors.As(err, &p) || p.Code == "not_running") {
+	run := f.id()
+	for f.ending() == nil && !f.lost && run != "" && ctx.Err() == nil && (!errors.As(err, &p) || p.Code == "not_running") {
 		if time.Since(since) > patience {
-			return fail("not_running", "start it with: balance up; then: balance wait "+f.run, "the node has stopped; the run %s may still go on", f.run)
+			return fail("not_running", "start it with: balance up; then: balance wait "+run, "the node has stopped; the run %s may still go on", run)
 		}
 		time.Sleep(pause)
 		pause = 200 * time.Millisecond
 		before := f.last
-		err = f.client.events(ctx, f.run, f.last, true, func(e task.Event) error { return f.event(ctx, e) })
+		err = f.client.events(ctx, run, f.last, true, func(e task.Event) error { return f.event(ctx, e) })
 		if f.last != before {
 			since = time.Now()
 		}
 	}
 	switch {
-	case f.end != nil:
+	case f.ending() != nil:
 		return f.finish(ctx)
 	case f.lost:
-		return fail("launcher", "when the machine is back, balance wait "+f.run+" tells how it ended", "the machine of %s cannot be reached: the run is lost to sight", f.run)
+		return fail("launcher", "when the machine is back, balance wait "+run+" tells how it ended", "the machine of %s cannot be reached: the run is lost to sight", run)
 	case errors.Is(context.Cause(ctx), errDetached):
 		return exitError(exitInterrupted)
 	}
@@ -425,8 +454,8 @@ func (f *follower) catchInterrupts(ctx context.Context, asked bool) context.Cont
 				return
 			case <-signals:
 			}
-			if asked || f.run == "" {
-				f.print.say("\ndetached: the run goes on. See it with: balance logs -f %s", f.run)
+			if asked || f.id() == "" {
+				f.print.say("\ndetached: the run goes on. See it with: balance logs -f %s", f.id())
 				cancel(errDetached)
 				return
 			}
@@ -438,11 +467,8 @@ func (f *follower) catchInterrupts(ctx context.Context, asked bool) context.Cont
 }
 
 func (f *follower) event(ctx context.Context, e task.Event) error {
-	if f.run == "" {
-		f.run = e.Run
-		if f.stdin {
-			go f.sendStdin(ctx)
-		}
+	if f.begin(e.Run) && f.stdin {
+		go f.sendStdin(ctx)
 	}
 	f.last = e.Seq
 	if f.print.json {
@@ -470,7 +496,9 @@ func (f *follower) event(ctx context.Context, e task.Event) error {
 			return errStop
 		}
 	case task.EventFinished:
+		f.mu.Lock()
 		f.end = &e
+		f.mu.Unlock()
 		return errStop
 	}
 	return nil
@@ -485,21 +513,21 @@ func (f *follower) chat(format string, args ...any) {
 }
 
 func (f *follower) sendStdin(ctx context.Context) {
-	resp, err := f.client.do(ctx, http.MethodPost, "/v1/runs/"+f.run+"/stdin", io.NopCloser(f.in))
+	resp, err := f.client.do(ctx, http.MethodPost, runPath(f.id(), "/stdin"), io.NopCloser(f.in))
 	if err == nil {
 		resp.Body.Close()
-	} else if f.end == nil && ctx.Err() == nil {
+	} else if f.ending() == nil && ctx.Err() == nil {
 		f.chat("standard input: %v", err)
 	}
 }
 
 // finish writes the output files and returns the run's exit code as an error.
 func (f *follower) finish(ctx context.Context) error {
-	e := f.end
+	e := f.ending()
 	if f.attached && e.Outputs != "" {
 		dir := f.out
 		if dir == "" {
-			dir = fmt.Sprintf("%s-%s", f.name, strings.TrimPrefix(f.run, "r-")[:6])
+			dir = fmt.Sprintf("%s-%s", f.name, strings.TrimPrefix(f.id(), "r-")[:6])
 		}
 		if err := f.writeOutputs(ctx, e.Outputs, dir); err != nil {
 			return err
