@@ -46,8 +46,9 @@ bench: build ## figures, beside what they are compared with
 bench-mesh: ## the mesh beside stock WireGuard, in network namespaces of its own (Linux, root)
 	$(GO) run ./mesh/bench
 
-bench-reach: ## how soon nodes answer that were started, or have moved (root)
-	@echo "Goals: start p95 150 ms; roam p95 1000 ms; roam-silent p95 1500 ms."
+bench-reach: ## how soon packets pass to nodes that were started or have moved, or whose relay has died (root)
+	@echo "Goals: start p95 150 ms; after the answer of a public node (after-pub) 30 ms; from the first answer to a direct path 100 ms;"
+	@echo "roam p95 1000 ms; roam-silent p95 1500 ms; relay-dies p99 3000 ms. Echo requests pass every 20 ms."
 	@BALANCE_LAB=1 $(GO) test -run '^$$' -bench 'Reach' -benchtime 20x ./cmd/balance | grep -E 'Benchmark|FAIL'
 
 fuzz: ## each fuzz target for FUZZTIME

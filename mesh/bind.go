@@ -62,10 +62,10 @@ type bindConfig struct {
 	small bool // packets larger than mtu are not taken, and so their pings not answered
 	log   *slog.Logger
 	kind  func(netip.Addr) Kind
-	news  func(*peer)                           // the path changed or the peer restarted
-	addrs func() []netip.AddrPort               // at which this node may be reached
-	saw   func(by *peer, at, us netip.AddrPort) // a peer at an address saw our datagrams come from us
-	relay func(from, to *peer, n int) bool      // may n bytes be passed on
+	news  func(*peer)                               // the path changed or the peer restarted
+	addrs func() []netip.AddrPort                   // at which this node may be reached
+	saw   func(by *peer, at, us netip.AddrPort)     // a peer at an address saw our datagrams come from us
+	relay func(from, to *peer, frames [][]byte) int // how many frames, counted from the first, may be passed on
 }
 
 // sourceKey is a UDP address, or a relay and the peer behind it.
@@ -303,7 +303,7 @@ func (b *bind) open(msg []byte, to netip.AddrPort) {
 // receiver returns a function that reads one socket and keeps what is not
 // WireGuard's.
 func (b *bind) receiver(s *socket) conn.ReceiveFunc {
-	var onward onward
+	var in intake
 	r := s.reader()
 	return func(bufs [][]byte, sizes []int, endpoints []conn.Endpoint) (n int, err error) {
 		msg, from, ok := r.next()
@@ -316,8 +316,9 @@ func (b *bind) receiver(s *socket) conn.ReceiveFunc {
 			}
 			msg, from, ok = r.next()
 		}
-		for now := b.now(); ok; msg, from, ok = r.next() {
-			if inner, p := b.take(now, msg, from, &onward); p != nil {
+		now := b.now()
+		for ; ok; msg, from, ok = r.next() {
+			if inner, p := b.take(now, msg, from, &in); p != nil {
 				sizes[n], endpoints[n] = copy(bufs[n], inner), p
 				n++
 			}
@@ -325,34 +326,76 @@ func (b *bind) receiver(s *socket) conn.ReceiveFunc {
 				break
 			}
 		}
-		onward.flush(b)
+		in.flush(b, now)
 		b.memory.saw(n)
 		return n, nil
 	}
 }
 
-// take looks at a datagram. Where it holds a message for WireGuard, it returns
-// that and the peer, which otherwise is nil. What is to be relayed goes to
-// onward, for which it has to stay until the flush.
-func (b *bind) take(now instant, buf []byte, from netip.AddrPort, onward *onward) ([]byte, *peer) {
-	if !wire.IsFrame(buf) {
-		return buf, b.arrived(now, buf, sourceKey{addr: from})
+// intake is what becomes of the datagrams of one read. What was looked up for
+// one of them is kept for those that follow, which mostly come from the same
+// peer.
+type intake struct {
+	onward
+	near, far found // where datagrams come from, and what is in frames
+	name      wire.FrameName
+	other     *peer // of that name; nil: not looked up, or nobody
+}
+
+// found is a source that was looked up; nil: not looked up, or none.
+type found struct {
+	key sourceKey
+	*source
+}
+
+func (in *intake) flush(b *bind, now instant) {
+	in.onward.flush(b, now)
+	in.forget()
+}
+
+// forget is called when something may have changed.
+func (in *intake) forget() { in.near, in.far, in.other = found{}, found{}, nil }
+
+func (in *intake) source(b *bind, now instant, key sourceKey) *source {
+	f := &in.near
+	if key.via != nil {
+		f = &in.far
 	}
-	neighbour := b.source(now, sourceKey{addr: from})
+	if f.source == nil || f.key != key {
+		*f = found{key, b.source(now, key)}
+	}
+	return f.source
+}
+
+func (in *intake) named(b *bind, name wire.FrameName) *peer {
+	if in.other == nil || in.name != name {
+		b.mu.RLock()
+		in.name, in.other = name, b.byName[name]
+		b.mu.RUnlock()
+	}
+	return in.other
+}
+
+// take looks at a datagram. Where it holds a message for WireGuard, it returns
+// that and the peer, which otherwise is nil. What is to be relayed goes to in,
+// for which it has to stay until the flush.
+func (b *bind) take(now instant, buf []byte, from netip.AddrPort, in *intake) ([]byte, *peer) {
+	if !wire.IsFrame(buf) {
+		return buf, b.arrived(now, buf, sourceKey{addr: from}, in)
+	}
+	neighbour := in.source(b, now, sourceKey{addr: from})
 	if neighbour == nil {
 		return nil, nil
 	}
 	direction, name := neighbour.peer.receive.OpenFrame(buf)
-	b.mu.RLock()
-	other := b.byName[name]
-	b.mu.RUnlock()
+	other := in.named(b, name)
 	switch {
 	case other == nil:
 	case direction == wire.ToRelay && neighbour.proved:
-		onward.add(b, now, neighbour.peer, other, buf)
+		in.add(neighbour.peer, other, buf)
 	case direction == wire.FromRelay:
 		inner := buf[wire.FrameHeader:]
-		return inner, b.arrived(now, inner, sourceKey{via: neighbour.peer, of: other})
+		return inner, b.arrived(now, inner, sourceKey{via: neighbour.peer, of: other}, in)
 	}
 	return nil, nil
 }
@@ -369,12 +412,13 @@ func (b *bind) source(now instant, from sourceKey) *source {
 
 // arrived looks at a message. It returns the peer that sent it, or nil where
 // WireGuard is not to see it.
-func (b *bind) arrived(now instant, msg []byte, from sourceKey) *peer {
+func (b *bind) arrived(now instant, msg []byte, from sourceKey, in *intake) *peer {
 	if tag, ok := wire.ParseProbeTag(msg); ok {
 		b.probe(now, tag, msg, from)
+		in.forget()
 		return nil
 	}
-	s := b.source(now, from)
+	s := in.source(b, now, from)
 	if s == nil || len(msg) == 0 {
 		return nil
 	}

@@ -419,13 +419,13 @@ func FuzzArrived(f *testing.F) {
 	}
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, msg []byte) {
-		var o onward
+		var in intake
 		unknown := netip.MustParseAddrPort("127.0.0.1:10")
 		if _, probe := wire.ParseProbeTag(msg); !probe {
-			if _, p := b.take(b.now(), bytes.Clone(msg), unknown, &o); p != nil || len(o.frames) > 0 {
+			if _, p := b.take(b.now(), bytes.Clone(msg), unknown, &in); p != nil || len(in.frames) > 0 {
 				t.Error("a message from an unknown address passes")
 			}
 		}
-		b.take(b.now(), bytes.Clone(msg), at, &o)
+		b.take(b.now(), bytes.Clone(msg), at, &in)
 	})
 }

@@ -121,7 +121,7 @@ func Open(cfg Config) (*Node, error) {
 		carrier: newCarrier(cfg.Relay),
 		calling: make(chan struct{}, 1),
 	}
-	var pass func(from, to *peer, size int) bool
+	var pass func(from, to *peer, frames [][]byte) int
 	if cfg.Relay != nil {
 		pass = n.carrier.take
 	}

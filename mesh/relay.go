@@ -24,37 +24,55 @@ const (
 	permitFor = time.Second      // how long the owner's answer holds
 )
 
-// onward collects the frames of one read that go on to others, so that those to
-// one peer leave together.
+// onward collects the frames of one read that go on to others, so that those
+// from one peer to one peer are decided on, and leave, together.
 type onward struct {
-	to     []*peer
-	frames [][]byte
+	runs   []run
+	frames [][]byte // of all runs
 }
 
-// add takes a frame that a peer has sent and turns its header round.
-func (o *onward) add(b *bind, now instant, from, to *peer, frame []byte) {
-	if from == to || b.cfg.relay == nil || !b.cfg.relay(from, to, len(frame)) {
-		return
-	}
-	to.wake(now)
-	to.out.SealFrame(frame, wire.FromRelay, from.name)
-	o.to, o.frames = append(o.to, to), append(o.frames, frame)
+// run is the frames that follow each other from one peer to another.
+type run struct {
+	from, to *peer
+	end      int // in frames
 }
 
-func (o *onward) flush(b *bind) {
-	for i := 0; i < len(o.to); {
-		end := i + 1
-		for end < len(o.to) && o.to[end] == o.to[i] {
-			end++
-		}
-		if leg := o.to[i].leg.Load(); leg != nil {
-			_ = b.write(nil, o.frames[i:end], *leg) // a datagram may be lost
-		}
-		i = end
+func (o *onward) add(from, to *peer, frame []byte) {
+	if last := len(o.runs) - 1; last < 0 || o.runs[last].from != from || o.runs[last].to != to {
+		o.runs = append(o.runs, run{from: from, to: to})
 	}
-	clear(o.to)
+	o.frames = append(o.frames, frame)
+	o.runs[len(o.runs)-1].end = len(o.frames)
+}
+
+// flush sends the frames that may go on, with their headers turned round.
+func (o *onward) flush(b *bind, now instant) {
+	first := 0
+	for _, r := range o.runs {
+		frames := o.frames[first:r.end]
+		first = r.end
+		if r.from == r.to || b.cfg.relay == nil {
+			continue
+		}
+		frames = frames[:b.cfg.relay(r.from, r.to, frames)]
+		if len(frames) == 0 {
+			continue
+		}
+		r.to.wake(now)
+		leg := r.to.leg.Load()
+		if leg == nil {
+			continue
+		}
+		var head [wire.FrameHeader]byte
+		r.to.out.SealFrame(head[:], wire.FromRelay, r.from.name)
+		for _, f := range frames {
+			copy(f, head[:])
+		}
+		_ = b.write(nil, frames, *leg) // a datagram may be lost
+	}
+	clear(o.runs)
 	clear(o.frames)
-	o.to, o.frames = o.to[:0], o.frames[:0]
+	o.runs, o.frames = o.runs[:0], o.frames[:0]
 }
 
 // carrier decides what this node relays.
@@ -77,8 +95,9 @@ func newCarrier(may func(from, to identity.ID) (rate int, ok bool)) *carrier {
 	return &carrier{may: may, permits: map[[2]*peer]permit{}, buckets: map[*peer]*rate.Limiter{}}
 }
 
-// take reports whether n bytes may go from one peer to another now.
-func (c *carrier) take(from, to *peer, n int) bool {
+// take returns how many frames, counted from the first, may go from one peer to
+// another now.
+func (c *carrier) take(from, to *peer, frames [][]byte) int {
 	now := time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -91,11 +110,16 @@ func (c *carrier) take(from, to *peer, n int) bool {
 		c.permits[key] = p
 		c.setRate(from, p.rate)
 	}
-	if !p.ok || (p.rate > 0 && !c.buckets[from].AllowN(now, n)) {
-		return false
+	if !p.ok {
+		return 0
 	}
-	c.bytes.Add(uint64(n))
-	return true
+	for i, f := range frames {
+		if p.rate > 0 && !c.buckets[from].AllowN(now, len(f)) {
+			return i
+		}
+		c.bytes.Add(uint64(len(f)))
+	}
+	return len(frames)
 }
 
 // setRate makes a rate, in bytes per second, that of a sender; a quarter of a

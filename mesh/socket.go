@@ -131,9 +131,12 @@ func (w *writer) pack(head []byte, bufs [][]byte, to *net.UDPAddr, segments bool
 			n = together(len(head), bufs)
 		}
 		first := len(w.pieces)
-		for _, b := range bufs[:n] {
+		for i, b := range bufs[:n] {
 			if len(head) > 0 {
 				w.pieces = append(w.pieces, head)
+			} else if last := len(w.pieces) - 1; i > 0 && precedes(w.pieces[last], b) { // as in what is relayed
+				w.pieces[last] = w.pieces[last][:len(w.pieces[last])+len(b)]
+				continue
 			}
 			w.pieces = append(w.pieces, b)
 		}
@@ -144,6 +147,13 @@ func (w *writer) pack(head []byte, bufs [][]byte, to *net.UDPAddr, segments bool
 		w.msgs = append(w.msgs, msg)
 		bufs = bufs[n:]
 	}
+}
+
+// precedes reports whether b lies in memory right behind a, as a part of what a
+// was cut from.
+func precedes(a, b []byte) bool {
+	end := len(a)
+	return len(b) > 0 && cap(a) >= end+len(b) && &a[:end+1][end] == &b[0]
 }
 
 // together returns how many of the datagrams, counted from the first, can go as

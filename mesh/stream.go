@@ -12,7 +12,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"math/big"
 	"net"
@@ -39,7 +38,8 @@ import (
 // (see [wire.ProbeTag]): who cannot gets no byte in answer.
 
 const (
-	streamQueue     = 256 // datagrams that wait to be written; more are lost
+	streamQueue     = 512 << 10 // bytes that wait to be written; more are lost
+	streamPieces    = 8         // that were read and wait for WireGuard, of 64 KiB
 	streamHandshake = 5 * time.Second
 	streamIdle      = 90 * time.Second // homes are pinged more often
 	streamProof     = 10 * time.Second // time to send an authenticated probe
@@ -55,7 +55,8 @@ var streamNet = netip.MustParsePrefix("100::/64")
 type streams struct {
 	bind  *bind
 	log   *slog.Logger
-	inbox chan datagram
+	inbox chan piece
+	spare sync.Pool // *[]byte, of the inbox
 	done  chan struct{}
 	work  sync.WaitGroup
 
@@ -64,8 +65,9 @@ type streams struct {
 	last uint64 // number of the last address made up
 }
 
-type datagram struct {
-	msg  []byte
+// piece is some datagrams of one stream, each with its length.
+type piece struct {
+	buf  *[]byte // of spare
 	from netip.AddrPort
 }
 
@@ -73,15 +75,19 @@ type stream struct {
 	net.Conn
 	addr   netip.AddrPort // made up
 	peer   *peer          // who says to be at the other end
-	out    chan []byte
 	dialed bool
 	once   sync.Once
 	done   chan struct{}
+	more   chan struct{} // has something in it when out has
+
+	mu  sync.Mutex
+	out []byte // datagrams that wait to be written, each with its length
 }
 
 func newStreams(b *bind, log *slog.Logger) *streams {
 	return &streams{
-		bind: b, log: log, inbox: make(chan datagram, streamQueue), done: make(chan struct{}), open: map[netip.AddrPort]*stream{},
+		bind: b, log: log, inbox: make(chan piece, streamPieces), done: make(chan struct{}), open: map[netip.AddrPort]*stream{},
+		spare: sync.Pool{New: func() any { return new([]byte) }},
 	}
 }
 
@@ -119,7 +125,7 @@ func (s *streams) start(raw net.Conn, p *peer, dialed bool) *stream {
 	binary.BigEndian.PutUint64(ip[8:], s.last)
 	c := &stream{
 		Conn: raw, addr: netip.AddrPortFrom(netip.AddrFrom16(ip), 1), peer: p, dialed: dialed,
-		out: make(chan []byte, streamQueue), done: make(chan struct{}),
+		done: make(chan struct{}), more: make(chan struct{}, 1),
 	}
 	s.open[c.addr] = c
 	s.work.Go(func() { s.write(c) })
@@ -135,24 +141,18 @@ func (s *streams) start(raw net.Conn, p *peer, dialed bool) *stream {
 }
 
 func (s *streams) write(c *stream) {
-	w := bufio.NewWriterSize(c.Conn, 1<<16)
+	var buf []byte
 	for {
 		select {
 		case <-c.done:
 			return
-		case msg := <-c.out:
-			_, _ = w.Write(msg) // the next Flush tells
+		case <-c.more:
 		}
-		for more := true; more; {
-			select {
-			case msg := <-c.out:
-				_, _ = w.Write(msg)
-			default:
-				more = false
-			}
-		}
+		c.mu.Lock()
+		buf, c.out = c.out, buf[:0]
+		c.mu.Unlock()
 		_ = c.SetWriteDeadline(time.Now().Add(streamProof))
-		if w.Flush() != nil {
+		if _, err := c.Write(buf); err != nil {
 			c.end()
 			return
 		}
@@ -160,7 +160,7 @@ func (s *streams) write(c *stream) {
 }
 
 func (s *streams) read(c *stream) {
-	r := bufio.NewReaderSize(c.Conn, 1<<16)
+	r := bufio.NewReaderSize(c.Conn, 2+1<<16)
 	started, proved := time.Now(), false
 	for {
 		wait := streamIdle
@@ -170,27 +170,52 @@ func (s *streams) read(c *stream) {
 			}
 		}
 		_ = c.SetReadDeadline(time.Now().Add(wait))
-		msg, err := readDatagram(r)
-		if err != nil {
+		buf := s.spare.Get().(*[]byte)
+		var err error
+		if *buf, err = readDatagrams((*buf)[:0], r); err != nil {
 			return
 		}
 		select {
-		case s.inbox <- datagram{msg, c.addr}:
+		case s.inbox <- piece{buf, c.addr}:
 		case <-s.done:
 			return
 		}
 	}
 }
 
-// readDatagram reads a length and so many bytes.
-func readDatagram(r io.Reader) ([]byte, error) {
-	var size [2]byte
-	if _, err := io.ReadFull(r, size[:]); err != nil {
-		return nil, err
+// readDatagrams waits for a datagram and appends it to buf, with those that
+// have come behind it. Each keeps its length. The buffer of r must be able to
+// hold the longest.
+func readDatagrams(buf []byte, r *bufio.Reader) ([]byte, error) {
+	size, err := r.Peek(2)
+	if err != nil {
+		return buf, err
 	}
-	msg := make([]byte, binary.BigEndian.Uint16(size[:]))
-	_, err := io.ReadFull(r, msg)
-	return msg, err
+	if _, err = r.Peek(2 + int(binary.BigEndian.Uint16(size))); err != nil {
+		return buf, err
+	}
+	all, _ := r.Peek(r.Buffered())
+	rest := all
+	for ok := true; ok; {
+		_, rest, ok = cutDatagram(rest)
+	}
+	whole := all[:len(all)-len(rest)]
+	buf = append(buf, whole...)
+	_, err = r.Discard(len(whole))
+	return buf, err
+}
+
+// cutDatagram cuts a datagram that has a length before it off b. Where there is
+// no whole one, rest is b.
+func cutDatagram(b []byte) (msg, rest []byte, ok bool) {
+	if len(b) < 2 {
+		return nil, b, false
+	}
+	end := 2 + int(binary.BigEndian.Uint16(b))
+	if len(b) < end {
+		return nil, b, false
+	}
+	return b[2:end], b[end:], true
 }
 
 // send queues datagrams, each with head in front. What does not fit is lost, as
@@ -202,48 +227,53 @@ func (s *streams) send(head []byte, bufs [][]byte, to netip.AddrPort) error {
 	if c == nil {
 		return net.ErrClosed
 	}
+	c.mu.Lock()
 	for _, b := range bufs {
 		size := len(head) + len(b)
-		if size > maxDatagram {
+		if size > maxDatagram || len(c.out)+2+size > streamQueue {
 			continue
 		}
-		msg := make([]byte, 2, 2+size)
-		binary.BigEndian.PutUint16(msg, uint16(size))
-		msg = append(append(msg, head...), b...)
-		select {
-		case c.out <- msg:
-		default:
-		}
+		c.out = binary.BigEndian.AppendUint16(c.out, uint16(size))
+		c.out = append(append(c.out, head...), b...)
+	}
+	c.mu.Unlock()
+	select {
+	case c.more <- struct{}{}:
+	default:
 	}
 	return nil
 }
 
 // receive is how WireGuard reads what comes by streams.
 func (s *streams) receive() conn.ReceiveFunc {
-	var onward onward
-	return func(bufs [][]byte, sizes []int, endpoints []conn.Endpoint) (int, error) {
-		var d datagram
-		select {
-		case d = <-s.inbox:
-		case <-s.done:
-			return 0, net.ErrClosed
+	var in intake
+	var p piece
+	var rest []byte // of p
+	return func(bufs [][]byte, sizes []int, endpoints []conn.Endpoint) (n int, err error) {
+		if len(rest) == 0 {
+			select {
+			case p = <-s.inbox:
+				rest = *p.buf
+			case <-s.done:
+				return 0, net.ErrClosed
+			}
 		}
 		now := s.bind.now()
-		n := 0
-		for more := true; more; {
-			if inner, p := s.bind.take(now, d.msg, d.from, &onward); p != nil {
-				sizes[n], endpoints[n] = copy(bufs[n], inner), p
-				if n++; n == len(bufs) {
-					break
-				}
+		for n < len(bufs) {
+			msg, after, ok := cutDatagram(rest)
+			if !ok {
+				break
 			}
-			select {
-			case d = <-s.inbox:
-			default:
-				more = false
+			rest = after
+			if inner, from := s.bind.take(now, msg, p.from, &in); from != nil {
+				sizes[n], endpoints[n] = copy(bufs[n], inner), from
+				n++
 			}
 		}
-		onward.flush(s.bind)
+		in.flush(s.bind, now)
+		if len(rest) == 0 {
+			s.spare.Put(p.buf)
+		}
 		return n, nil
 	}
 }

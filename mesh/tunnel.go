@@ -52,7 +52,7 @@ type tunnelConfig struct {
 	host   *hostnet.Config // nil: none; openTunnel completes it
 	log    *slog.Logger
 	onPath func(*peer, Path)
-	relay  func(from, to *peer, n int) bool // nil: nothing is relayed
+	relay  func(from, to *peer, frames [][]byte) int // see bindConfig; nil: nothing is relayed
 	beat   func()
 	fits   func(netip.Addr) int // largest packet to an address; nil: what fits everywhere
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime/pprof"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,19 +29,19 @@ const port = 9
 // network is what is measured, at one end.
 type network interface {
 	name() string // a word by which the other end knows this one
-	// connect makes the other end known. The network is up when it returns.
-	connect(peer string) error
+	// connect makes all ends known, by place. The network is up when it returns.
+	connect(names []string) error
 	listen() (net.Listener, error)
 	dial(ctx context.Context) (net.Conn, error) // to the other end
 }
 
 // serveEnd is an end of a network, until standard input ends.
-func serveEnd(name string, server bool, profiles string) error {
+func serveEnd(name string, place int, profiles string) error {
 	i := slices.IndexFunc(systems, func(s system) bool { return s.name == name })
 	if i < 0 {
 		return fmt.Errorf("no network %q", name)
 	}
-	n, err := systems[i].open(server)
+	n, err := systems[i].open(place)
 	if err != nil {
 		return err
 	}
@@ -49,10 +50,10 @@ func serveEnd(name string, server bool, profiles string) error {
 	if !in.Scan() {
 		return nil
 	}
-	if err := n.connect(in.Text()); err != nil {
+	if err := n.connect(strings.Fields(in.Text())); err != nil {
 		return err
 	}
-	if server {
+	if place == server {
 		l, err := n.listen()
 		if err != nil {
 			return err
@@ -60,7 +61,7 @@ func serveEnd(name string, server bool, profiles string) error {
 		go serve(l)
 	}
 	if profiles != "" {
-		stop, err := profile(filepath.Join(profiles, fmt.Sprintf("%s-%d.pprof", name, os.Getpid())))
+		stop, err := profile(filepath.Join(profiles, fmt.Sprintf("%s-%s.pprof", name, placeNames[place])))
 		if err != nil {
 			return err
 		}

@@ -11,13 +11,31 @@ import (
 	"strings"
 )
 
-// underlay are the addresses of the two namespaces, server first.
-var underlay = [2]netip.Addr{netip.MustParseAddr("10.78.0.1"), netip.MustParseAddr("10.78.0.2")}
+// The places of a lab, each a network namespace.
+const (
+	server = iota
+	client
+	relay
+	places
+)
 
-// lab is two network namespaces joined by a cable. Each lives as long as a
-// process that waits for the end of its input, which is the end of this program.
+var placeNames = [places]string{"server", "client", "relay"}
+
+// Addresses of server and client: on the cable that joins them, and on those to
+// the relay.
+var (
+	underlay = [2]netip.Addr{netip.MustParseAddr("10.78.0.1"), netip.MustParseAddr("10.78.0.2")}
+	toRelay  = [2]netip.Addr{netip.MustParseAddr("10.78.1.1"), netip.MustParseAddr("10.78.2.2")}
+	// relayAddr are the relay's: to the server, to the client.
+	relayAddr = [2]netip.Addr{netip.MustParseAddr("10.78.1.3"), netip.MustParseAddr("10.78.2.3")}
+)
+
+// lab is three network namespaces: server and client, which a cable joins, and a
+// relay, to which each has a cable too. The relay's host forwards nothing. A
+// namespace lives as long as a process that waits for the end of its input,
+// which is the end of this program.
 type lab struct {
-	holders  [2]*held
+	holders  [places]*held
 	profiles string
 	ends     []*end
 }
@@ -65,17 +83,39 @@ func newLab(profiles string) (*lab, error) {
 			return nil, fmt.Errorf("make a network namespace: %w", err)
 		}
 	}
-	if err := l.in(0, "ip link add veth0 type veth peer name veth0 netns %d", l.holders[1].pid()); err != nil {
+	for i := range l.holders {
+		if err := l.in(i, "ip link set lo up"); err != nil {
+			return nil, err
+		}
+	}
+	if err := l.cable("veth0", server, underlay[server], client, underlay[client]); err != nil {
 		return nil, err
 	}
-	for i := range l.holders {
-		for _, command := range []string{"ip link set lo up", "ip link set veth0 up", fmt.Sprintf("ip addr add %s/24 dev veth0", underlay[i])} {
-			if err := l.in(i, "%s", command); err != nil {
-				return nil, err
-			}
+	for i, addr := range toRelay {
+		if err := l.cable(fmt.Sprintf("veth%d", i+1), i, addr, relay, relayAddr[i]); err != nil {
+			return nil, err
 		}
 	}
 	return l, nil
+}
+
+// cable joins two places by interfaces with a name.
+func (l *lab) cable(name string, a int, addrA netip.Addr, b int, addrB netip.Addr) error {
+	if err := l.in(a, "ip link add %s type veth peer name %s netns %d", name, name, l.holders[b].pid()); err != nil {
+		return err
+	}
+	for _, e := range []struct {
+		place int
+		addr  netip.Addr
+	}{{a, addrA}, {b, addrB}} {
+		if err := l.in(e.place, "ip addr add %s/24 dev %s", e.addr, name); err != nil {
+			return err
+		}
+		if err := l.in(e.place, "ip link set %s up", name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // inside returns the words by which a program runs in a namespace.
@@ -101,10 +141,10 @@ func (l *lab) close() {
 	}
 }
 
-// pair is both ends of one network.
-type pair struct {
-	system         system
-	server, client *end
+// group is all ends of one network, by place.
+type group struct {
+	system system
+	ends   []*end
 }
 
 // end is a process at one end. It is told what to do by a line on its input,
@@ -115,16 +155,20 @@ type end struct {
 }
 
 // start starts a network and connects its ends: each says who it is, and is
-// told who the other one is.
-func (l *lab) start(s system) (*pair, error) {
+// told who all are.
+func (l *lab) start(s system) (*group, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	var ends [2]*end
-	var names [2]string
-	for i, role := range []string{"server", "client"} {
-		h, err := hold("nsenter", append(l.inside(i), self, "-end", s.name, "-profiles", l.profiles, role)...)
+	n := relay
+	if s.relayed {
+		n = places
+	}
+	g := &group{system: s, ends: make([]*end, n)}
+	names := make([]string, n)
+	for i := range g.ends {
+		h, err := hold("nsenter", append(l.inside(i), self, "-end", s.name, "-profiles", l.profiles, strconv.Itoa(i))...)
 		if err != nil {
 			return nil, err
 		}
@@ -135,21 +179,21 @@ func (l *lab) start(s system) (*pair, error) {
 		if err := h.cmd.Start(); err != nil {
 			return nil, err
 		}
-		ends[i] = &end{held: h, out: bufio.NewScanner(out)}
-		l.ends = append(l.ends, ends[i])
-		if names[i], err = ends[i].line(); err != nil {
+		g.ends[i] = &end{held: h, out: bufio.NewScanner(out)}
+		l.ends = append(l.ends, g.ends[i])
+		if names[i], err = g.ends[i].line(); err != nil {
 			return nil, err
 		}
 	}
-	for i, e := range ends {
-		if _, err := fmt.Fprintln(e.in, names[1-i]); err != nil {
+	for _, e := range g.ends {
+		if _, err := fmt.Fprintln(e.in, strings.Join(names, " ")); err != nil {
 			return nil, err
 		}
 		if _, err := e.line(); err != nil { // it is up
 			return nil, err
 		}
 	}
-	return &pair{system: s, server: ends[0], client: ends[1]}, nil
+	return g, nil
 }
 
 func (e *end) line() (string, error) {

@@ -35,7 +35,10 @@ func main() {
 	err := errors.New("needs root, for network namespaces")
 	switch {
 	case *end != "":
-		err = serveEnd(*end, flag.Arg(0) == "server", *profiles)
+		var place int
+		if place, err = strconv.Atoi(flag.Arg(0)); err == nil {
+			err = serveEnd(*end, place, *profiles)
+		}
 	case os.Getuid() == 0:
 		err = bench(*only, *rounds, *trips, *load, *quiet, *profiles)
 	}
@@ -48,9 +51,10 @@ func main() {
 // figures of one network; those of rounds have a value for each.
 type figures struct {
 	one, four         []float64 // Mbit/s of one and of four TCP streams
-	costOne, costFour []float64 // CPU-seconds per GB, of both ends together
+	costOne, costFour []float64 // CPU-seconds per GB, of server and client together
+	relay             []float64 // CPU-seconds per GB, of the relay with one stream
 	trip              []float64 // ms, median TCP round trip of 64 bytes
-	idle, after       float64   // MiB, RSS of the larger end
+	idle, after       float64   // MiB, RSS of the largest end
 }
 
 func bench(only string, rounds, trips int, load, quiet time.Duration, profiles string) (err error) {
@@ -59,103 +63,128 @@ func bench(only string, rounds, trips int, load, quiet time.Duration, profiles s
 		return err
 	}
 	defer l.close()
-	var pairs []*pair
+	var groups []*group
 	for _, s := range systems {
 		if only != "" && !slices.Contains(strings.Split(only, ","), s.name) {
 			continue
 		}
-		p, err := l.start(s)
+		g, err := l.start(s)
 		if err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
-		pairs = append(pairs, p)
+		groups = append(groups, g)
 	}
-	all := make([]figures, len(pairs))
+	all := make([]figures, len(groups))
 	time.Sleep(10 * time.Second) // what starting has left behind settles
-	for i, p := range pairs {
-		if all[i].idle, err = p.memory(); err != nil {
+	for i, g := range groups {
+		if all[i].idle, err = g.memory(); err != nil {
 			return err
 		}
 	}
 	for range rounds {
-		for i, p := range pairs {
-			if err := p.measure(&all[i], trips, load); err != nil {
-				return fmt.Errorf("%s: %w", p.system.name, err)
+		for i, g := range groups {
+			if err := g.measure(&all[i], trips, load); err != nil {
+				return fmt.Errorf("%s: %w", g.system.name, err)
 			}
 		}
 	}
 	time.Sleep(quiet)
-	for i, p := range pairs {
-		if all[i].after, err = p.memory(); err != nil {
+	for i, g := range groups {
+		if all[i].after, err = g.memory(); err != nil {
 			return err
 		}
 	}
-	return print(pairs, all, rounds, quiet)
+	return print(groups, all, rounds, quiet)
 }
 
-func print(pairs []*pair, all []figures, rounds int, quiet time.Duration) error {
+func print(groups []*group, all []figures, rounds int, quiet time.Duration) error {
 	machine, _ := os.ReadFile("/proc/loadavg")
 	fmt.Printf("Both ends share this machine. TCP through each network, medians of %d rounds [least–most]; CPU-s/GB and RSS are\n"+
 		"of the ends with the programs that send and receive; RSS after load is %v later. Load when it ended: %.4s\n\n", rounds, quiet, machine)
 	w := tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(w, "NETWORK\t1 STREAM Mbit/s\tCPU-s/GB\t4 STREAMS Mbit/s\tCPU-s/GB\tROUND TRIP p50 ms\tRSS IDLE MiB\tRSS AFTER LOAD MiB")
-	for i, p := range pairs {
+	row := func(cells ...string) { // all rows have as many cells, so that they stand below each other
+		fmt.Fprintln(w, strings.Join(append(cells, make([]string, len(columns)-len(cells))...), "\t"))
+	}
+	row(columns...)
+	for i, g := range groups {
 		f := &all[i]
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%.1f\t%.1f\n", p.system.name,
-			middle(f.one, 0), middle(f.costOne, 1), middle(f.four, 0), middle(f.costFour, 1), middle(f.trip, 3), f.idle, f.after)
-		if p.system.goals != "" {
-			fmt.Fprintf(w, "  goal\t%s\n", p.system.goals)
+		row(g.system.name, middle(f.one, 0), middle(f.costOne, 1), middle(f.four, 0), middle(f.costFour, 1), middle(f.trip, 3),
+			fmt.Sprintf("%.1f", f.idle), fmt.Sprintf("%.1f", f.after))
+		if len(f.relay) > 0 {
+			row("  its relay", "", middle(f.relay, 1))
+		}
+		if j := slices.IndexFunc(groups, func(g2 *group) bool { return g2.system.name == g.system.against }); j >= 0 {
+			than := &all[j]
+			row("  of "+g.system.against, shares(f.one, than.one), shares(f.costOne, than.costOne), shares(f.four, than.four), shares(f.costFour, than.costFour))
+		}
+		if g.system.goals != nil {
+			row(append([]string{"  goal"}, g.system.goals...)...)
 		}
 	}
 	return w.Flush()
 }
+
+var columns = []string{"NETWORK", "1 STREAM Mbit/s", "CPU-s/GB", "4 STREAMS Mbit/s", "CPU-s/GB", "ROUND TRIP p50 ms", "RSS IDLE MiB", "RSS AFTER LOAD MiB"}
 
 // middle writes a median with its range.
 func middle(values []float64, digits int) string {
 	if len(values) == 0 {
 		return "-"
 	}
-	slices.Sort(values)
+	values = slices.Sorted(slices.Values(values))
 	return fmt.Sprintf("%.*f [%.*f–%.*f]", digits, values[len(values)/2], digits, values[0], digits, values[len(values)-1])
 }
 
+// shares writes what values are of others, round by round.
+func shares(values, others []float64) string {
+	out := make([]float64, len(values))
+	for i := range values {
+		out[i] = values[i] / others[i]
+	}
+	return middle(out, 2)
+}
+
 // measure is one round of one network.
-func (p *pair) measure(f *figures, trips int, load time.Duration) error {
-	us, err := p.client.ask("trip %d", trips)
+func (g *group) measure(f *figures, trips int, load time.Duration) error {
+	us, err := g.ends[client].ask("trip %d", trips)
 	if err != nil {
 		return err
 	}
 	f.trip = append(f.trip, us[0]/1000)
 	for _, to := range []struct {
-		streams    int
-		rate, cost *[]float64
-	}{{1, &f.one, &f.costOne}, {4, &f.four, &f.costFour}} {
-		before, err := p.processor()
+		streams           int
+		rate, cost, relay *[]float64
+	}{{1, &f.one, &f.costOne, &f.relay}, {4, &f.four, &f.costFour, nil}} {
+		before, err := g.processor()
 		if err != nil {
 			return err
 		}
-		sent, err := p.client.ask("load %d %d", to.streams, load)
+		sent, err := g.ends[client].ask("load %d %d", to.streams, load)
 		if err != nil {
 			return err
 		}
-		after, err := p.processor()
+		after, err := g.processor()
 		if err != nil {
 			return err
 		}
 		bytes, took := sent[0], time.Duration(sent[1])
+		perGB := func(place int) float64 { return (after[place] - before[place]).Seconds() / (bytes / 1e9) }
 		*to.rate = append(*to.rate, 8*bytes/1e6/took.Seconds())
-		*to.cost = append(*to.cost, (after-before).Seconds()/(bytes/1e9))
+		*to.cost = append(*to.cost, perGB(server)+perGB(client))
+		if g.system.relayed && to.relay != nil {
+			*to.relay = append(*to.relay, perGB(relay))
+		}
 	}
 	return nil
 }
 
-// processor is the processor time of both ends. /proc/PID/schedstat counts one
+// processor is the processor time of each end. /proc/PID/schedstat counts one
 // thread, so threads are added.
-func (p *pair) processor() (total time.Duration, err error) {
-	for _, e := range []*end{p.server, p.client} {
+func (g *group) processor() (total [places]time.Duration, err error) {
+	for i, e := range g.ends {
 		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", e.pid()))
 		if err != nil || len(threads) == 0 {
-			return 0, fmt.Errorf("processor time cannot be read: %w", err)
+			return total, fmt.Errorf("processor time cannot be read: %w", err)
 		}
 		for _, t := range threads {
 			b, err := os.ReadFile(t)
@@ -164,17 +193,17 @@ func (p *pair) processor() (total time.Duration, err error) {
 			}
 			ns, err := strconv.ParseInt(strings.Fields(string(b))[0], 10, 64)
 			if err != nil {
-				return 0, err
+				return total, err
 			}
-			total += time.Duration(ns)
+			total[i] += time.Duration(ns)
 		}
 	}
 	return total, nil
 }
 
-// memory is the RSS of the larger end in MiB.
-func (p *pair) memory() (largest float64, err error) {
-	for _, e := range []*end{p.server, p.client} {
+// memory is the RSS of the largest end in MiB.
+func (g *group) memory() (largest float64, err error) {
+	for _, e := range g.ends {
 		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", e.pid()))
 		if err != nil {
 			return 0, err

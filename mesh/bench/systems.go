@@ -21,28 +21,31 @@ import (
 
 // system is a kind of network.
 type system struct {
-	name  string
-	goals string // cells of the table
-	open  func(server bool) (network, error)
+	name    string
+	goals   []string // cells of the table, from the second on
+	against string   // another one, with which it is compared round by round
+	relayed bool     // it has an end at the relay too
+	open    func(place int) (network, error)
 }
 
+// Names of networks that others are compared with.
+const (
+	stockTUN  = "wireguard-go-tun"
+	userspace = "balance-userspace"
+)
+
 var systems = []system{
-	{name: "veth", open: func(server bool) (network, error) { return host{underlay, side(server)}, nil }},
-	{name: "wireguard-go-tun", open: openStockTUN},
+	{name: "veth", open: func(place int) (network, error) { return host{underlay, place}, nil }},
+	{name: stockTUN, open: openStockTUN},
+	{name: "balance-tun", goals: []string{"≥ 1 of " + stockTUN}, against: stockTUN, open: openBalanceTUN},
 	{name: "wireguard-go-netstack", open: openStockNetstack},
-	{name: "balance-userspace", goals: "≥ 2400\t≤ 6.5\t\t\t≤ 0.360\t≤ 45\t≤ 80", open: openBalance},
+	{name: userspace, goals: []string{"≥ 2400", "≤ 6.5", "", "", "≤ 0.360", "≤ 45", "≤ 80"}, open: openBalance},
+	{name: "balance-relayed", goals: []string{"≥ 0.9 of " + userspace}, against: userspace, relayed: true, open: openRelayed},
+	{name: "balance-relayed-tcp", goals: []string{"≥ 300"}, relayed: true, open: openRelayedTCP},
 }
 
 // overlay are the addresses inside the stock networks, server first.
 var overlay = [2]netip.Addr{netip.MustParseAddr("fd78::1"), netip.MustParseAddr("fd78::2")}
-
-// side is the index of an end in a list with the server first.
-func side(server bool) int {
-	if server {
-		return 0
-	}
-	return 1
-}
 
 // host is the network of the kernel.
 type host struct {
@@ -50,8 +53,8 @@ type host struct {
 	self  int
 }
 
-func (h host) name() string              { return "-" }
-func (h host) connect(peer string) error { return nil }
+func (h host) name() string                 { return "-" }
+func (h host) connect(names []string) error { return nil }
 
 func (h host) listen() (net.Listener, error) {
 	return net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(h.addrs[h.self], port)))
@@ -85,27 +88,27 @@ func newStock(d tun.Device, self int, listen uint16) (*stock, error) {
 
 func (s *stock) name() string { return s.key.Public().Hex() }
 
-func (s *stock) connect(peer string) error {
-	err := s.dev.IpcSet(fmt.Sprintf("public_key=%s\nendpoint=%s\nallowed_ip=%s/128\n", peer, netip.AddrPortFrom(underlay[1-s.self], s.udp), overlay[1-s.self]))
+func (s *stock) connect(names []string) error {
+	err := s.dev.IpcSet(fmt.Sprintf("public_key=%s\nendpoint=%s\nallowed_ip=%s/128\n", names[1-s.self], netip.AddrPortFrom(underlay[1-s.self], s.udp), overlay[1-s.self]))
 	if err != nil {
 		return err
 	}
 	return s.dev.Up()
 }
 
-func openStockTUN(server bool) (network, error) {
+func openStockTUN(place int) (network, error) {
 	const name = "wg0"
 	d, err := tun.CreateTUN(name, stockMTU)
 	if err != nil {
 		return nil, err
 	}
-	for _, command := range []string{"ip link set " + name + " up", fmt.Sprintf("ip addr add %s/64 dev %s nodad", overlay[side(server)], name)} {
+	for _, command := range []string{"ip link set " + name + " up", fmt.Sprintf("ip addr add %s/64 dev %s nodad", overlay[place], name)} {
 		words := strings.Fields(command)
 		if out, err := exec.Command(words[0], words[1:]...).CombinedOutput(); err != nil {
 			return nil, fmt.Errorf("%s: %w: %s", command, err, out)
 		}
 	}
-	s, err := newStock(d, side(server), 51820)
+	s, err := newStock(d, place, 51820)
 	return s, err
 }
 
@@ -115,12 +118,12 @@ type stockNetstack struct {
 	net *netstack.Net
 }
 
-func openStockNetstack(server bool) (network, error) {
-	d, n, err := netstack.CreateNetTUN([]netip.Addr{overlay[side(server)]}, nil, stockMTU)
+func openStockNetstack(place int) (network, error) {
+	d, n, err := netstack.CreateNetTUN([]netip.Addr{overlay[place]}, nil, stockMTU)
 	if err != nil {
 		return nil, err
 	}
-	s, err := newStock(d, side(server), 51821)
+	s, err := newStock(d, place, 51821)
 	return stockNetstack{s, n}, err
 }
 
@@ -134,16 +137,22 @@ func (s stockNetstack) dial(ctx context.Context) (net.Conn, error) {
 
 // balance is the mesh of this project.
 type balance struct {
-	node *mesh.Node
-	keys identity.Keys
-	self int
-	peer identity.ID
+	node  *mesh.Node
+	keys  identity.Keys
+	place int
+	peer  identity.ID
 }
 
-const balancePort = 41641 // UDP
+// Ports of the mesh's nodes.
+const (
+	balancePort = 41641 // UDP
+	streamPort  = 41642 // TCP, of the relay
+)
 
-func openBalance(server bool) (network, error) {
-	b := &balance{self: side(server)}
+var balanceMesh = identity.MeshID{1}
+
+func openBalanceAt(place int, cfg mesh.Config) (*balance, error) {
+	b := &balance{place: place}
 	var err error
 	if b.keys.Identity, err = identity.NewKey(); err != nil {
 		return nil, err
@@ -151,31 +160,124 @@ func openBalance(server bool) (network, error) {
 	if b.keys.WG, err = identity.NewWGKey(); err != nil {
 		return nil, err
 	}
-	b.node, err = mesh.Open(mesh.Config{
-		Keys: b.keys, Mesh: identity.MeshID{1}, Log: slog.New(slog.DiscardHandler),
-		Listen: netip.AddrPortFrom(netip.IPv4Unspecified(), balancePort),
-	})
+	cfg.Keys, cfg.Mesh, cfg.Log = b.keys, balanceMesh, slog.New(slog.DiscardHandler)
+	b.node, err = mesh.Open(cfg)
 	return b, err
+}
+
+func openBalance(place int) (network, error) {
+	return openBalanceAt(place, mesh.Config{Listen: netip.AddrPortFrom(underlay[place], balancePort)})
 }
 
 func (b *balance) name() string {
 	return b.keys.Identity.ID().String() + "/" + b.keys.WG.Public().Hex()
 }
 
-func (b *balance) connect(peer string) error {
-	id, key, _ := strings.Cut(peer, "/")
+// peerNamed returns what a name tells of a member.
+func peerNamed(name string) (mesh.Peer, error) {
+	id, key, _ := strings.Cut(name, "/")
+	var p mesh.Peer
 	var err error
-	if b.peer, err = identity.ParseID(id); err != nil {
+	if p.ID, err = identity.ParseID(id); err != nil {
+		return p, err
+	}
+	_, err = hex.Decode(p.WG[:], []byte(key))
+	return p, err
+}
+
+func (b *balance) connect(names []string) error {
+	peer, err := peerNamed(names[1-b.place])
+	if err != nil {
 		return err
 	}
-	var wg identity.WGPublic
-	if _, err := hex.Decode(wg[:], []byte(key)); err != nil {
-		return err
-	}
-	b.node.SetPeers([]mesh.Peer{{ID: b.peer, WG: wg, Addrs: []netip.AddrPort{netip.AddrPortFrom(underlay[1-b.self], balancePort)}}})
+	b.peer = peer.ID
+	peer.Addrs = []netip.AddrPort{netip.AddrPortFrom(underlay[1-b.place], b.node.Port())}
+	b.node.SetPeers([]mesh.Peer{peer})
 	return nil
 }
 
 func (b *balance) listen() (net.Listener, error) { return b.node.Listen(port) }
 
 func (b *balance) dial(ctx context.Context) (net.Conn, error) { return b.node.Dial(ctx, b.peer, port) }
+
+// balanceTUN is the mesh as other programs of the host use it.
+type balanceTUN struct{ *balance }
+
+func openBalanceTUN(place int) (network, error) {
+	b, err := openBalanceAt(place, mesh.Config{
+		Listen: netip.AddrPortFrom(underlay[place], balancePort+2), TUN: true, Open: []uint16{port},
+	})
+	return balanceTUN{b}, err
+}
+
+func (b balanceTUN) listen() (net.Listener, error) {
+	return net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(b.node.Address(), port)))
+}
+
+func (b balanceTUN) dial(ctx context.Context) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, "tcp", netip.AddrPortFrom(balanceMesh.Address(b.peer), port).String())
+}
+
+// relayed is the mesh between ends that reach nothing but a relay.
+type relayed struct {
+	*balance
+	tcp bool // the client's UDP does not pass
+}
+
+func openRelayed(place int) (network, error) {
+	cfg := mesh.Config{Listen: netip.AddrPortFrom(netip.IPv4Unspecified(), balancePort+3)}
+	if place == relay {
+		cfg.Relay = func(_, _ identity.ID) (int, bool) { return 0, true }
+	} else {
+		cfg.Listen = netip.AddrPortFrom(toRelay[place], balancePort+3)
+	}
+	b, err := openBalanceAt(place, cfg)
+	return relayed{b, false}, err
+}
+
+func openRelayedTCP(place int) (network, error) {
+	cfg := mesh.Config{Listen: netip.AddrPortFrom(netip.IPv4Unspecified(), balancePort+4)}
+	switch place {
+	case relay:
+		cfg.Relay = func(_, _ identity.ID) (int, bool) { return 0, true }
+	case server:
+		cfg.Listen = netip.AddrPortFrom(toRelay[place], balancePort+4)
+	case client:
+		cfg.Listen = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), balancePort+4) // from which no UDP gets out
+	}
+	b, err := openBalanceAt(place, cfg)
+	return relayed{b, true}, err
+}
+
+func (r relayed) connect(names []string) error {
+	var peers []mesh.Peer
+	for _, name := range names {
+		p, err := peerNamed(name)
+		if err != nil {
+			return err
+		}
+		peers = append(peers, p)
+	}
+	if r.place == relay {
+		r.node.SetPeers(peers)
+		if !r.tcp {
+			return nil
+		}
+		l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(relayAddr[client], streamPort)))
+		if err != nil {
+			return err
+		}
+		go func() { _ = r.node.ServeStreams(l) }()
+		return nil
+	}
+	r.peer = peers[1-r.place].ID
+	peers[relay].Addrs = []netip.AddrPort{netip.AddrPortFrom(relayAddr[r.place], r.node.Port())}
+	via := mesh.Relay{ID: peers[relay].ID}
+	if r.tcp {
+		via.Streams = []netip.AddrPort{netip.AddrPortFrom(relayAddr[client], streamPort)}
+	}
+	r.node.SetPeers(peers)
+	r.node.SetRelays([]mesh.Relay{via})
+	return nil
+}
