@@ -15,6 +15,7 @@ import (
 	"github.com/balanceai/balance/mesh/hostnet"
 	"github.com/balanceai/balance/mesh/identity"
 	"github.com/balanceai/balance/mesh/netstack"
+	"github.com/balanceai/balance/mesh/portmap"
 )
 
 // tunnel is what a node and a guest have in common: WireGuard between a UDP
@@ -32,6 +33,8 @@ type tunnel struct {
 	onPath func(*peer, Path)
 	beat   func() // called each keepHome; nil: nothing to do
 	sights sights
+	stun   *stun           // nil: no servers
+	mapper *portmap.Mapper // nil: the router is not asked for a port
 
 	configure sync.Mutex // held while the set of WireGuard's peers changes
 
@@ -54,6 +57,8 @@ type tunnelConfig struct {
 	onPath func(*peer, Path)
 	relay  func(from, to *peer, n int) bool // nil: nothing is relayed
 	beat   func()
+	stun   []string // servers, host:port
+	ports  bool     // the router is asked for the port
 }
 
 func openTunnel(cfg tunnelConfig) (*tunnel, error) {
@@ -61,10 +66,12 @@ func openTunnel(cfg tunnelConfig) (*tunnel, error) {
 		addr: cfg.addrs[0], listen: cfg.listen, told: cfg.told, log: cfg.log, local: readLocalNet(), onPath: cfg.onPath, beat: cfg.beat,
 		news: map[*peer]bool{}, ready: make(chan struct{}, 1), done: make(chan struct{}),
 	}
+	bound := bindConfig{log: cfg.log, kind: t.local.kind, news: t.report, addrs: t.candidates, saw: t.saw, relay: cfg.relay}
+	if len(cfg.stun) > 0 {
+		t.stun, bound.stray = newSTUN(cfg.stun), t.stray
+	}
 	var err error
-	t.bind, err = newBind(cfg.listen, bindConfig{
-		log: cfg.log, kind: t.local.kind, news: t.report, addrs: t.candidates, saw: t.saw, relay: cfg.relay,
-	})
+	t.bind, err = newBind(cfg.listen, bound)
 	if err != nil {
 		return nil, err
 	}
@@ -94,6 +101,12 @@ func openTunnel(cfg tunnelConfig) (*tunnel, error) {
 	}
 	t.watch.Go(t.follow)
 	t.watch.Go(t.watchNetwork)
+	if t.stun != nil {
+		t.watch.Go(t.askSTUN)
+	}
+	if cfg.ports && len(cfg.told) == 0 {
+		t.startMapping()
+	}
 	return t, nil
 }
 
@@ -117,7 +130,12 @@ func wireguardLog(log *slog.Logger) *device.Logger {
 }
 
 func (t *tunnel) close() {
-	t.once.Do(func() { close(t.done) })
+	t.once.Do(func() {
+		close(t.done)
+		if t.mapper != nil {
+			t.mapper.Close()
+		}
+	})
 	t.watch.Wait()
 	for _, p := range t.bind.peers() {
 		t.bind.remove(p)
@@ -173,6 +191,12 @@ func (t *tunnel) follow() {
 func (t *tunnel) networkChanged() {
 	t.local.refresh()
 	t.sights.forget()
+	if t.stun != nil {
+		t.stun.again()
+	}
+	if t.mapper != nil {
+		t.mapper.Again()
+	}
 	t.bind.moves.Add(1)
 	now := t.bind.now()
 	t.bind.streams.hangUp(func(*peer) bool { return true })

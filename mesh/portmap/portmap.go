@@ -44,8 +44,6 @@ type Config struct {
 	// Wanted says whether the host needs a mapping in the network that it is
 	// in now.
 	Wanted func() bool
-	// Changed is called, from one goroutine, when Current is another one.
-	Changed func()
 }
 
 // Mapper keeps a port forwarded.
@@ -162,7 +160,6 @@ func (m *Mapper) set(l *lease) {
 	m.mu.Unlock()
 	if changed {
 		m.cfg.Log.Info("port mapping", "protocol", now.Protocol, "external", now.External)
-		m.cfg.Changed()
 	}
 }
 
