@@ -29,6 +29,8 @@ type book struct {
 	pages   map[epoch]*page
 	lastFar time.Time
 	seen    map[identity.ID][]sighting
+	heard   map[identity.ID]time.Time // when a member's announcement came last
+	own     time.Time                 // when one of our own did
 }
 
 // page holds the tags of all members in one epoch.
@@ -45,7 +47,7 @@ type sighting struct {
 func newBook(cfg *Config) *book {
 	return &book{
 		key: cfg.Key, self: cfg.Self, members: cfg.Members,
-		pages: map[epoch]*page{}, seen: map[identity.ID][]sighting{},
+		pages: map[epoch]*page{}, seen: map[identity.ID][]sighting{}, heard: map[identity.ID]time.Time{},
 	}
 }
 
@@ -124,6 +126,17 @@ func (b *book) forget() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	clear(b.pages)
+}
+
+// note remembers that an announcement of a member was heard.
+func (b *book) note(id identity.ID, now time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if id == b.self {
+		b.own = now
+	} else {
+		b.heard[id] = now
+	}
 }
 
 // fresh returns those of a member's addresses that are to be reported now, and

@@ -55,10 +55,15 @@ func (s *speaker) hear(packet []byte, from netip.AddrPort, now time.Time) {
 	if !ok {
 		return
 	}
+	if e == s.epoch && t == s.alias.tag {
+		s.book.note(s.cfg.Self, now) // it went out, and came back
+		return
+	}
 	id, ok := s.book.find(e, t, epochAt(s.cfg.Now()), now)
 	if !ok || !s.limit.allow(from.Addr(), now) {
 		return
 	}
+	s.book.note(id, now)
 	var m dns.Msg
 	if m.Unpack(packet) != nil {
 		return

@@ -2,8 +2,10 @@ package discovery
 
 import (
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -39,6 +41,27 @@ type LAN struct {
 	kick chan struct{}
 	stop func()
 	done chan struct{}
+
+	mu    sync.Mutex
+	names []string // of the interfaces on which it is announced
+}
+
+// Hearing is what multicast has brought.
+type Hearing struct {
+	Interfaces []string                  // on which the node is announced
+	Own        time.Time                 // when one of its own announcements came back; zero: never
+	Members    map[identity.ID]time.Time // when one of a member came
+}
+
+// Hearing reports what multicast has brought since the start.
+func (l *LAN) Hearing() Hearing {
+	l.mu.Lock()
+	h := Hearing{Interfaces: slices.Clone(l.names)}
+	l.mu.Unlock()
+	l.book.mu.Lock()
+	defer l.book.mu.Unlock()
+	h.Own, h.Members = l.book.own, maps.Clone(l.book.heard)
+	return h
 }
 
 // linkKey names a link for as long as the interface is the same one.
@@ -148,6 +171,14 @@ func (l *LAN) rescan(links map[linkKey]*link, failed map[linkKey]bool) {
 			delete(links, key)
 		}
 	}
+	var names []string
+	for key := range links {
+		names = append(names, key.name)
+	}
+	slices.Sort(names)
+	l.mu.Lock()
+	l.names = slices.Compact(names)
+	l.mu.Unlock()
 }
 
 // maxAddresses keeps an announcement small.

@@ -32,13 +32,19 @@ func TestTwoNodesOnOneHostFindEachOther(t *testing.T) {
 	ifaces := loopback(t)
 	ids := members(3) // 2 is a member that is not here
 	var found [2]finds
+	var lans [2]*LAN
 	for i := range found {
 		cfg := testConfig(i, ids, &found[i])
 		cfg.Interfaces = ifaces
-		lan := Start(cfg)
-		defer lan.Close()
+		lans[i] = Start(cfg)
+		defer lans[i].Close()
 	}
 	for i := range found {
+		eventually(t, "heard itself and the other", func() bool {
+			h := lans[i].Hearing()
+			_, ok := h.Members[member(1-i)]
+			return ok && len(h.Members) == 1 && !h.Own.IsZero() && len(h.Interfaces) == 1
+		})
 		eventually(t, "found the other", func() bool { return len(found[i].of(member(1-i))) > 0 })
 		want := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(41000+1-i))
 		if got := found[i].of(member(1 - i)); got[0] != want {

@@ -37,7 +37,8 @@ const (
 // Three things arrive at the UDP port. Probes that a peer has authenticated
 // are answered. WireGuard's messages are passed on if they come from an address
 // from which such a probe came lately. Everything else ends here, without an
-// answer, at the price of a look into a map.
+// answer, at the price of a look into a map; where the user has chosen STUN
+// servers, of another look whether one of them owes an answer.
 type bind struct {
 	v4, v6  *socket // nil where the host has none
 	streams *streams
@@ -66,6 +67,7 @@ type bindConfig struct {
 	addrs func() []netip.AddrPort                   // at which this node may be reached
 	saw   func(by *peer, at, us netip.AddrPort)     // a peer at an address saw our datagrams come from us
 	relay func(from, to *peer, frames [][]byte) int // how many frames, counted from the first, may be passed on
+	stray func(msg []byte, from netip.AddrPort)     // a datagram of no peer; nil: nobody wants it
 }
 
 // sourceKey is a UDP address, or a relay and the peer behind it.
@@ -420,6 +422,9 @@ func (b *bind) arrived(now instant, msg []byte, from sourceKey, in *intake) *pee
 	}
 	s := in.source(b, now, from)
 	if s == nil || len(msg) == 0 {
+		if s == nil && b.cfg.stray != nil && from.via == nil {
+			b.cfg.stray(msg, from.addr)
+		}
 		return nil
 	}
 	switch msg[0] {

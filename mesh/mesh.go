@@ -57,7 +57,13 @@ type Config struct {
 	// and no others: where a router forwards a port, or where the host's own
 	// addresses are nobody's business.
 	Advertise []netip.AddrPort
-	Log       *slog.Logger
+	// STUN are servers, host:port, that are asked where the node is seen from,
+	// as members are asked anyway.
+	STUN []string
+	// MapPort has the router of the local network asked to forward the UDP port,
+	// where the host has no public address and Advertise says nothing.
+	MapPort bool
+	Log     *slog.Logger
 	// TUN lets every program of the host use the mesh, through an interface of
 	// the kernel's. It needs CAP_NET_ADMIN, and Linux.
 	TUN bool
@@ -139,6 +145,8 @@ func Open(cfg Config) (*Node, error) {
 		relay:  pass,
 		beat:   n.keepHomes,
 		fits:   n.fits,
+		stun:   cfg.STUN,
+		ports:  cfg.MapPort,
 	})
 	if err != nil {
 		return nil, err

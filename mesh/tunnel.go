@@ -15,6 +15,7 @@ import (
 	"github.com/balanceai/balance/mesh/hostnet"
 	"github.com/balanceai/balance/mesh/identity"
 	"github.com/balanceai/balance/mesh/netstack"
+	"github.com/balanceai/balance/mesh/portmap"
 )
 
 // tunnel is what a node and a guest have in common: WireGuard between a UDP
@@ -32,6 +33,8 @@ type tunnel struct {
 	onPath func(*peer, Path)
 	beat   func() // called each keepHome; nil: nothing to do
 	sights sights
+	stun   *stun           // nil: no servers
+	mapper *portmap.Mapper // nil: the router is not asked for a port
 
 	configure sync.Mutex // held while the set of WireGuard's peers changes
 
@@ -55,6 +58,8 @@ type tunnelConfig struct {
 	relay  func(from, to *peer, frames [][]byte) int // see bindConfig; nil: nothing is relayed
 	beat   func()
 	fits   func(netip.Addr) int // largest packet to an address; nil: what fits everywhere
+	stun   []string             // servers, host:port
+	ports  bool                 // the router is asked for the port
 }
 
 func openTunnel(cfg tunnelConfig) (*tunnel, error) {
@@ -62,10 +67,14 @@ func openTunnel(cfg tunnelConfig) (*tunnel, error) {
 		addr: cfg.addrs[0], listen: cfg.listen, told: cfg.told, log: cfg.log, local: readLocalNet(), onPath: cfg.onPath, beat: cfg.beat,
 		news: map[*peer]bool{}, ready: make(chan struct{}, 1), done: make(chan struct{}),
 	}
-	var err error
-	t.bind, err = newBind(cfg.listen, bindConfig{
+	bound := bindConfig{
 		log: cfg.log, small: cfg.host != nil, kind: t.local.kind, news: t.report, addrs: t.candidates, saw: t.saw, relay: cfg.relay,
-	})
+	}
+	if len(cfg.stun) > 0 {
+		t.stun, bound.stray = newSTUN(cfg.stun), t.stray
+	}
+	var err error
+	t.bind, err = newBind(cfg.listen, bound)
 	if err != nil {
 		return nil, err
 	}
@@ -98,6 +107,12 @@ func openTunnel(cfg tunnelConfig) (*tunnel, error) {
 	}
 	t.watch.Go(t.follow)
 	t.watch.Go(t.watchNetwork)
+	if t.stun != nil {
+		t.watch.Go(t.askSTUN)
+	}
+	if cfg.ports && len(cfg.told) == 0 {
+		t.startMapping()
+	}
 	return t, nil
 }
 
@@ -121,7 +136,12 @@ func wireguardLog(log *slog.Logger) *device.Logger {
 }
 
 func (t *tunnel) close() {
-	t.once.Do(func() { close(t.done) })
+	t.once.Do(func() {
+		close(t.done)
+		if t.mapper != nil {
+			t.mapper.Close()
+		}
+	})
 	t.watch.Wait()
 	for _, p := range t.bind.peers() {
 		t.bind.remove(p)
@@ -177,6 +197,12 @@ func (t *tunnel) follow() {
 func (t *tunnel) networkChanged() {
 	t.local.refresh()
 	t.sights.forget()
+	if t.stun != nil {
+		t.stun.again()
+	}
+	if t.mapper != nil {
+		t.mapper.Again()
+	}
 	t.bind.moves.Add(1)
 	now := t.bind.now()
 	t.bind.streams.hangUp(func(*peer) bool { return true })

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -22,7 +23,7 @@ import (
 func (a *app) meshCommands() []*cobra.Command {
 	cmds := []*cobra.Command{
 		a.initCommand(), a.upCommand(), a.downCommand(), a.statusCommand(), a.inviteCommand(), a.joinCommand(),
-		a.nodesCommand(), a.pingCommand(), a.offerCommand(),
+		a.nodesCommand(), a.pingCommand(), a.netcheckCommand(), a.doctorCommand(), a.offerCommand(),
 		a.servicesCommand(), a.exposeCommand(), a.forwardCommand(),
 	}
 	for _, c := range cmds {
@@ -161,20 +162,19 @@ func (a *app) pingCommand() *cobra.Command {
 				return err
 			}
 			defer resp.Body.Close()
-			answered := false
+			var t pingTally
 			err = stream(resp, func(p pingReply) error {
-				answered = answered || p.Error == ""
+				text := t.add(p)
 				if a.print.json {
 					return a.print.line(p)
 				}
-				if p.Error != "" {
-					_, err := fmt.Fprintf(a.print.out, "%s: %s\n", p.Node, clean(p.Error, false))
-					return err
-				}
-				_, err := fmt.Fprintf(a.print.out, "%s: %.2f ms %s\n", p.Node, p.RTTMS, pathWords(p.Path, p.Addr, p.Via))
+				_, err := fmt.Fprintln(a.print.out, text)
 				return err
 			})
-			if err == nil && !answered {
+			if err == nil && !a.print.json {
+				_, err = fmt.Fprintln(a.print.out, t.summary())
+			}
+			if err == nil && len(t.times) == 0 {
 				return exitError(exitFailure)
 			}
 			return err
@@ -182,6 +182,39 @@ func (a *app) pingCommand() *cobra.Command {
 	}
 	cmd.Flags().IntVarP(&count, "count", "c", 4, "number of probes")
 	return cmd
+}
+
+// pingTally adds up answers to pings.
+type pingTally struct {
+	sent  int
+	times []float64 // ms
+	path  string    // of the last answer
+}
+
+// add returns what is to be said of one.
+func (t *pingTally) add(p pingReply) string {
+	t.sent++
+	if p.Error != "" {
+		return fmt.Sprintf("%s: %s", p.Node, clean(p.Error, false))
+	}
+	t.times = append(t.times, p.RTTMS)
+	path := pathWords(p.Path, p.Addr, p.Via)
+	before := t.path
+	t.path = path
+	if before != "" && before != path {
+		path = "now " + path
+	}
+	return fmt.Sprintf("%s: %.2f ms %s", p.Node, p.RTTMS, path)
+}
+
+func (t *pingTally) summary() string {
+	s := fmt.Sprintf("%d sent, %d answered", t.sent, len(t.times))
+	if len(t.times) == 0 {
+		return s
+	}
+	slices.Sort(t.times)
+	n := len(t.times)
+	return fmt.Sprintf("%s; min %.2f, median %.2f, max %.2f ms", s, t.times[0], (t.times[(n-1)/2]+t.times[n/2])/2, t.times[n-1])
 }
 
 func (a *app) offerCommand() *cobra.Command {

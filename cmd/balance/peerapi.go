@@ -94,6 +94,7 @@ func (p *peerAPI) serve(ctx context.Context, group *errgroup.Group) error {
 	mux.Handle("/v1/blobs/", tasks.Handler())
 	mux.Handle("/v1/ledger/", p.replica.Handler())
 	mux.HandleFunc("GET /v1/samples", p.samples)
+	mux.HandleFunc("GET /v1/network", p.network)
 	serveHTTP(ctx, group, ln, p.membersOnly(mux), p.log)
 	return nil
 }

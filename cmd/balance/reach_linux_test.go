@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/balanceai/balance/exec/task"
+	"github.com/balanceai/balance/mesh"
 	"github.com/balanceai/balance/mesh/meshtest/netlab"
 )
 
@@ -91,6 +93,48 @@ func TestNATMatrix(t *testing.T) {
 	t.Run("neighbours", func(t *testing.T) {
 		a, b := nodes[netlab.Easy][0].during(t), neighbour.during(t)
 		report = append(report, append([]string{"neighbours"}, a.meets(b, "lan")...))
+	})
+	for kind, want := range map[netlab.NAT]netcheckReply{
+		openNAT:      {NAT: mesh.NATNone, UDP: mesh.UDPWorks},
+		netlab.Easy:  {NAT: mesh.NATEasy, UDP: mesh.UDPWorks},
+		netlab.Cone:  {NAT: mesh.NATEasy, UDP: mesh.UDPWorks},
+		netlab.Hard:  {NAT: mesh.NATHard, UDP: mesh.UDPWorks},
+		netlab.NoUDP: {NAT: mesh.NATUnknown, UDP: mesh.UDPBlocked},
+	} {
+		t.Run("netcheck "+string(kind), func(t *testing.T) {
+			n := nodes[kind][0].during(t)
+			var r netcheckReply
+			n.eventually("netcheck tells its network", func() bool {
+				if err := json.Unmarshal([]byte(n.must("netcheck", "--json")), &r); err != nil {
+					t.Fatal(err)
+				}
+				return r.NAT == want.NAT && r.UDP == want.UDP
+			})
+			if !slices.ContainsFunc(r.Relays, func(r relayReply) bool { return r.Node == pub.Name && r.RTTMS > 0 && len(r.TCP) > 0 }) {
+				t.Errorf("relays: %+v", r.Relays)
+			}
+			t.Log(n.must("netcheck"))
+		})
+	}
+	t.Run("doctor", func(t *testing.T) {
+		for _, c := range []struct {
+			a, b netlab.NAT
+			want string // of what is found; empty: nothing is wrong
+		}{
+			{netlab.Easy, netlab.Easy, ""},
+			{netlab.Hard, netlab.Hard, "both are behind routers that give each destination another port"},
+			{netlab.Hard, netlab.Easy, "this machine is behind a router"},
+			{netlab.Easy, netlab.NoUDP, "UDP does not get out of the network of noudp2"},
+		} {
+			a, b := nodes[c.a][0].during(t), nodes[c.b][1].during(t)
+			var said string
+			a.eventually(fmt.Sprintf("%s tells of %s: %s", a.Name, b.Name, c.want), func() bool {
+				out, err := a.balance("doctor", b.Name)
+				said = out
+				return (err == nil) == (c.want == "") && strings.Contains(out, c.want)
+			})
+			t.Logf("%s about %s:\n%s", a.Name, b.Name, said)
+		}
 	})
 	var out strings.Builder
 	if err := table(&out, []string{"PAIR", "RUN", "BEST PATH AFTER", "PATH", "VIA", "RTT"}, report); err != nil {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/balanceai/balance/cmd/balance/quick"
+	"github.com/balanceai/balance/discovery"
 	"github.com/balanceai/balance/exec/dispatch"
 	"github.com/balanceai/balance/exec/fleet"
 	"github.com/balanceai/balance/exec/place"
@@ -46,6 +47,8 @@ type localAPI struct {
 	exposer   *exposer
 	reach     *reach
 	split     *splitDNS
+	lan       *discovery.LAN // nil: the node is not announced
+	peers     *http.Client
 	log       *slog.Logger
 
 	streams sync.WaitGroup // connections that have become something else than HTTP
@@ -59,6 +62,8 @@ func (l *localAPI) routes() http.Handler {
 		"POST /v1/down":                      l.down,
 		"GET /v1/nodes":                      l.nodes,
 		"POST /v1/nodes/{node}/ping":         l.ping,
+		"GET /v1/netcheck":                   l.netcheck,
+		"GET /v1/doctor":                     l.doctor,
 		"GET /v1/nodes/{node}/ports/{port}":  l.port,
 		"POST /v1/nodes/{node}/ports/{port}": l.connect,
 		"GET /v1/fleet":                      l.fleet,
@@ -140,6 +145,11 @@ func lines(w http.ResponseWriter) func(v any) error {
 }
 
 func (l *localAPI) status(w http.ResponseWriter, _ *http.Request) error {
+	reply(w, l.describeSelf())
+	return nil
+}
+
+func (l *localAPI) describeSelf() statusReply {
 	nodes, _ := l.view.Snapshot()
 	me := l.who.me()
 	offer, rulesErr := l.facts.current()
@@ -169,8 +179,7 @@ func (l *localAPI) status(w http.ResponseWriter, _ *http.Request) error {
 	if rulesErr != nil {
 		s.RulesError = rulesErr.Error()
 	}
-	reply(w, s)
-	return nil
+	return s
 }
 
 func (l *localAPI) down(w http.ResponseWriter, _ *http.Request) error {

@@ -47,13 +47,15 @@ type upConfig struct {
 	advertise []netip.AddrPort // told to others instead of what is found; nil: nothing
 	tun       bool             // programs of the host use the mesh
 	open      []uint16         // the host's ports that members reach
+	stun      []string         // servers, host:port, that are asked where the node is seen from
+	mapPort   bool             // the router is asked to forward the UDP port
 }
 
 // upFlags are the flags of up as they were written.
 type upFlags struct {
 	listen, dns, proxy, relayTCP string
-	advertise                    []string
-	noMulticast, tun             bool
+	advertise, stun              []string
+	noMulticast, noMapping, tun  bool
 	open                         []uint
 }
 
@@ -85,6 +87,8 @@ func (a *app) upCommand() *cobra.Command {
 	f.StringVar(&flags.dns, "dns", "", "answer DNS for the mesh on this loopback address and port, like 127.0.0.1:5354")
 	f.StringVar(&flags.relayTCP, "relay-tcp", "", "also accept members whose network blocks UDP, by TLS on this address and port, like :443")
 	f.StringSliceVar(&flags.advertise, "advertise", nil, "UDP address and port to tell others instead of those found, where a router forwards a port; repeatable")
+	f.StringSliceVar(&flags.stun, "stun", nil, "server to ask where this node is seen from, as HOST:PORT, beside the members; repeatable")
+	f.BoolVar(&flags.noMapping, "no-port-mapping", false, "do not ask the router to forward the UDP port (PCP, NAT-PMP, UPnP)")
 	f.StringVar(&flags.proxy, "proxy", "", "serve the SOCKS5 and HTTP proxy on this loopback address and port too, like 127.0.0.1:1080")
 	f.BoolVar(&flags.tun, "tun", false, "let every program of this host use the mesh, through a network interface (needs root or CAP_NET_ADMIN)")
 	f.UintSliceVar(&flags.open, "tun-open", nil, "ports of this host that members reach through that interface, like 22,8080")
@@ -95,7 +99,13 @@ func (a *app) upCommand() *cobra.Command {
 }
 
 func (u *upFlags) parse() (cfg upConfig, err error) {
-	cfg.multicast, cfg.tun = !u.noMulticast, u.tun
+	cfg.multicast, cfg.mapPort, cfg.tun = !u.noMulticast, !u.noMapping, u.tun
+	for _, s := range u.stun {
+		if host, port, err := net.SplitHostPort(s); err != nil || host == "" || port == "" {
+			return cfg, fail("usage", "for example: --stun stun.example.org:3478", "--stun: %q is no host and port", s)
+		}
+		cfg.stun = append(cfg.stun, s)
+	}
 	if len(u.open) > 0 && !u.tun {
 		return cfg, fail("usage", "for example: --tun --tun-open 22", "--tun-open: there is no interface without --tun")
 	}
@@ -226,7 +236,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	heard := newNews()
 	node, err := mesh.Open(mesh.Config{
 		Keys: keys, Mesh: meshID, Listen: cfg.listen, Advertise: cfg.advertise, Log: log, OnPath: heard.path, Relay: facts.relays,
-		TUN: cfg.tun, Private: privatePorts, Open: cfg.open,
+		STUN: cfg.stun, MapPort: cfg.mapPort, TUN: cfg.tun, Private: privatePorts, Open: cfg.open,
 	})
 	if err != nil {
 		return openHint(err)
@@ -324,8 +334,9 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	met := &meeting{news: heard, node: node, db: db, who: who, view: view, alive: alive, replica: api.replica, submitted: submitted, log: log, states: map[identity.ID]string{}}
 	group.Go(func() error { return met.run(ctx) })
 	group.Go(func() error { return prune(ctx, runner, submitted, blobs, log) })
+	var lan *discovery.LAN
 	if cfg.multicast {
-		lan := discovery.Start(discovery.Config{
+		lan = discovery.Start(discovery.Config{
 			Key: who.now().DiscoveryKey(), Self: self, Port: node.Port(), Members: who.others, Log: log,
 			Found: func(id identity.ID, addrs []netip.AddrPort) { node.AddAddrs(id, addrs...) },
 		})
@@ -353,7 +364,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	}
 	local := &localAPI{
 		home: h, cfg: cfg, since: time.Now(), stop: stop, self: self, node: node, db: db, who: who, view: view, facts: facts,
-		runner: runner, submitted: submitted, door: porch, exposer: exposed, reach: ways, split: split, log: log,
+		runner: runner, submitted: submitted, door: porch, exposer: exposed, reach: ways, split: split, lan: lan, peers: peers, log: log,
 		watch: &watch{self: self, view: view, own: facts.sampler, peers: peers, log: log},
 	}
 	defer local.streams.Wait()

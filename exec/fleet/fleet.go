@@ -155,6 +155,7 @@ const (
 	PathSelf   = "self"
 	PathLAN    = "lan"    // direct, on one network
 	PathDirect = "direct" // direct, routed
+	PathTCP    = "tcp"    // a connection, where UDP does not pass
 	PathRelay  = "relay"  // through another member
 	PathNone   = "none"   // nothing has answered
 )
