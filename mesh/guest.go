@@ -33,8 +33,7 @@ type guests struct {
 const guestConfig = `[Interface]
 PrivateKey = %s
 Address = %s/128
-DNS = %s, %s
-MTU = %d
+%sMTU = %d
 
 [Peer]
 PublicKey = %s
@@ -45,13 +44,16 @@ PersistentKeepalive = 25
 `
 
 // GuestConfig writes the configuration of a guest with this key: all that a
-// device with plain WireGuard needs, and a secret. The endpoint is host:port;
-// names of the mesh end in the domain, and are asked of this node.
-func (n *Node) GuestConfig(guest identity.WGKey, endpoint, domain string) string {
+// device with plain WireGuard needs, and a secret. The endpoint is host:port; dns
+// are servers and domains to search, none to leave the device's own alone.
+func (n *Node) GuestConfig(guest identity.WGKey, endpoint string, dns ...string) string {
 	text := func(key [32]byte) string { return base64.StdEncoding.EncodeToString(key[:]) }
-	key := guest.Public()
+	key, names := guest.Public(), ""
+	if len(dns) > 0 {
+		names = "DNS = " + strings.Join(dns, ", ") + "\n"
+	}
 	return fmt.Sprintf(guestConfig,
-		text(guest.Secret()), n.cfg.Mesh.GuestAddress(n.self, key), n.addr, domain, mtu,
+		text(guest.Secret()), n.cfg.Mesh.GuestAddress(n.self, key), names, mtu,
 		text(guestKey(n.cfg.Keys.WG).Public()), text(n.guestPSK(key)), n.cfg.Mesh.Prefix(), endpoint)
 }
 

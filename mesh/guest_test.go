@@ -75,7 +75,7 @@ func (l *guestLab) invite() (identity.WGPublic, string) {
 	if public || at.Port() != l.port || !at.Addr().IsLoopback() {
 		l.t.Fatalf("guests of a node on loopback reach it at %v (public: %v)", at, public)
 	}
-	return key.Public(), l.Nodes[0].GuestConfig(key, at.String(), "lab.internal")
+	return key.Public(), l.Nodes[0].GuestConfig(key, at.String())
 }
 
 func (l *guestLab) phone(config string, as netip.Addr) *meshtest.Phone {
@@ -161,7 +161,7 @@ func TestGuest(t *testing.T) {
 	roster[0].Guests = []identity.WGPublic{third.Public()}
 	l.Nodes[0].SetPeers(roster)
 	at, _ := l.Nodes[1].GuestEndpoint()
-	other := l.phone(l.Nodes[1].GuestConfig(third, at.String(), "lab.internal"), netip.Addr{})
+	other := l.phone(l.Nodes[1].GuestConfig(third, at.String()), netip.Addr{})
 	l.reaches(other, ln.Addr().String()).Close()
 
 	// Taken back, its connections end, and it is a stranger.
@@ -272,7 +272,7 @@ func TestGuestPortIsSilent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := l.phone(l.Nodes[0].GuestConfig(unknown, at.String(), "lab.internal"), netip.Addr{})
+	p := l.phone(l.Nodes[0].GuestConfig(unknown, at.String()), netip.Addr{})
 	l.inVain(p, "with an unknown key", l.addr(0, meshtest.EchoPort))
 	state, err := p.State()
 	if err != nil || strings.Contains(state, "tx_bytes=0\n") || !strings.Contains(state, "rx_bytes=0\n") {

@@ -217,6 +217,10 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	if cfg.listen, err = keptPort(ctx, db, cfg.listen); err != nil {
 		return err
 	}
+	guestPort, err := keptGuestPort(ctx, db)
+	if err != nil {
+		return err
+	}
 	facts, err := newFacts(ctx, h, self, db, who, log)
 	if err != nil {
 		return err
@@ -226,7 +230,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	heard := newNews()
 	node, err := mesh.Open(mesh.Config{
 		Keys: keys, Mesh: meshID, Listen: cfg.listen, Advertise: cfg.advertise, Log: log, OnPath: heard.path, Relay: facts.relays,
-		TUN: cfg.tun, Private: privatePorts, Open: cfg.open,
+		TUN: cfg.tun, Private: privatePorts, Open: cfg.open, GuestPort: guestPort,
 	})
 	if err != nil {
 		return openHint(err)
@@ -300,6 +304,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	if err := follow(ctx, who, db, node, view); err != nil {
 		return err
 	}
+	guests := openHosting(node, db, who, log)
 	alive, err = openMembers(node, self, who, facts, held, heard, log)
 	if err != nil {
 		return err
@@ -323,6 +328,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	group.Go(func() error { return keepUp(ctx, changed, who, node, view, log) })
 	met := &meeting{news: heard, node: node, db: db, who: who, view: view, alive: alive, replica: api.replica, submitted: submitted, log: log, states: map[identity.ID]string{}}
 	group.Go(func() error { return met.run(ctx) })
+	group.Go(func() error { return guests.run(ctx) })
 	group.Go(func() error { return prune(ctx, runner, submitted, blobs, log) })
 	if cfg.multicast {
 		lan := discovery.Start(discovery.Config{
@@ -353,7 +359,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	}
 	local := &localAPI{
 		home: h, cfg: cfg, since: time.Now(), stop: stop, self: self, node: node, db: db, who: who, view: view, facts: facts,
-		runner: runner, submitted: submitted, door: porch, exposer: exposed, reach: ways, split: split, log: log,
+		runner: runner, submitted: submitted, door: porch, exposer: exposed, hosting: guests, reach: ways, split: split, log: log,
 		watch: &watch{self: self, view: view, own: facts.sampler, peers: peers, log: log},
 	}
 	defer local.streams.Wait()

@@ -19,7 +19,7 @@ type Phone struct {
 	*netstack.Net
 
 	Addr netip.Addr
-	DNS  netip.Addr
+	DNS  []netip.Addr
 	dev  *device.Device
 }
 
@@ -32,7 +32,7 @@ func NewPhone(config string, as netip.Addr) (*Phone, error) {
 	if err != nil {
 		return nil, err
 	}
-	tun, stack, err := netstack.CreateNetTUN([]netip.Addr{p.Addr}, []netip.Addr{p.DNS}, 1280)
+	tun, stack, err := netstack.CreateNetTUN([]netip.Addr{p.Addr}, p.DNS, 1280)
 	if err != nil {
 		return nil, err
 	}
@@ -99,10 +99,11 @@ func (p *Phone) setting(uapi *strings.Builder, name, value string) error {
 			p.Addr = prefix.Addr()
 		}
 	case "[Interface]DNS":
-		var err error
-		server, _, _ := strings.Cut(value, ",")
-		p.DNS, err = netip.ParseAddr(server)
-		return err
+		for s := range strings.SplitSeq(value, ",") {
+			if server, err := netip.ParseAddr(strings.TrimSpace(s)); err == nil { // else a domain to search
+				p.DNS = append(p.DNS, server)
+			}
+		}
 	case "[Peer]Endpoint":
 		fmt.Fprintf(uapi, "endpoint=%s\n", value)
 	case "[Peer]AllowedIPs":
