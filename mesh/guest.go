@@ -232,14 +232,15 @@ func (n *Node) setMemberGuests(p *peer, keys []identity.WGPublic) (changed bool)
 }
 
 // guestsMay reports whether a packet of a guest's may reach a node: not the
-// ports at which nodes take whoever calls for a member, and nothing whose port is
-// not in sight.
+// ports at which nodes take whoever calls for a member, nothing whose port is not
+// in sight, and of ICMPv6 no errors, which could be about somebody else's
+// connections.
 func (n *Node) guestsMay(p netstack.Packet) bool {
 	switch p.Proto {
 	case netstack.TCP, netstack.UDP:
 		return !slices.Contains(n.cfg.Private, p.DstPort)
 	case netstack.ICMPv6:
-		return true
+		return p.Type == netstack.EchoRequest || p.Type == netstack.EchoReply
 	}
 	return false
 }

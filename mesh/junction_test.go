@@ -157,7 +157,6 @@ func TestAcceptFromGuests(t *testing.T) {
 		{netstack.TCP, 8000, true},
 		{netstack.TCP, 53, true},
 		{netstack.UDP, 53, true},
-		{netstack.ICMPv6, 0, true},
 		{netstack.TCP, 7420, false},
 		{netstack.TCP, 7946, false},
 		{netstack.UDP, 7946, false},
@@ -174,6 +173,12 @@ func TestAcceptFromGuests(t *testing.T) {
 		}
 		if n.accept(netstack.Packet{Src: guest, Dst: n.door, Proto: c.proto, DstPort: c.port}) {
 			t.Errorf("protocol %d, port %d: a guest reaches the door", c.proto, c.port)
+		}
+	}
+	for kind := range 256 {
+		p := netstack.Packet{Src: guest, Dst: n.addr, Proto: netstack.ICMPv6, Type: uint8(kind)}
+		if want := kind == 128 || kind == 129; n.accept(p) != want {
+			t.Errorf("ICMPv6 type %d: %v, want %v", kind, !want, want)
 		}
 	}
 }

@@ -25,6 +25,7 @@ type Packet struct {
 	Src, Dst netip.Addr
 	Proto    uint8  // of the first header after IPv6's own
 	DstPort  uint16 // of TCP and UDP, else 0
+	Type     uint8  // of ICMPv6, else 0
 }
 
 // Numbers of protocols in [Packet].
@@ -32,6 +33,12 @@ const (
 	TCP    = uint8(header.TCPProtocolNumber)
 	UDP    = uint8(header.UDPProtocolNumber)
 	ICMPv6 = uint8(header.ICMPv6ProtocolNumber)
+)
+
+// Types of ICMPv6 in [Packet].
+const (
+	EchoRequest = uint8(header.ICMPv6EchoRequest)
+	EchoReply   = uint8(header.ICMPv6EchoReply)
 )
 
 // parse reads the headers of an IPv6 packet. It is false for other packets and
@@ -46,6 +53,12 @@ func parse(b []byte) (Packet, bool) {
 			return Packet{}, false
 		}
 		p.DstPort = binary.BigEndian.Uint16(b[header.IPv6MinimumSize+2:])
+	}
+	if p.Proto == ICMPv6 {
+		if len(b) == header.IPv6MinimumSize {
+			return Packet{}, false
+		}
+		p.Type = b[header.IPv6MinimumSize]
 	}
 	return p, true
 }
