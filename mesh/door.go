@@ -79,8 +79,8 @@ func (n *Node) DoorListener() (net.Listener, error) {
 	return n.net.ListenTCP(netip.AddrPortFrom(n.door, DoorPort))
 }
 
-// Guest is the holder of an invite at the door.
-type Guest struct {
+// Visitor is the holder of an invite at the door.
+type Visitor struct {
 	*tunnel
 	door netip.Addr
 }
@@ -89,7 +89,7 @@ type Guest struct {
 // invite at once. It fails with [ErrNoAnswer] when none comes within five
 // seconds: a door that does not know the invite, or not any more, is as silent
 // as one that is not there.
-func Knock(ctx context.Context, v *wire.Invite, log *slog.Logger) (*Guest, error) {
+func Knock(ctx context.Context, v *wire.Invite, log *slog.Logger) (*Visitor, error) {
 	keys := v.Secret.Keys(v.Mesh)
 	t, err := openTunnel(tunnelConfig{
 		key:    keys.WG,
@@ -122,20 +122,20 @@ func Knock(ctx context.Context, v *wire.Invite, log *slog.Logger) (*Guest, error
 		t.close()
 		return nil, fmt.Errorf("knock: %w", err)
 	}
-	return &Guest{t, p.addr}, nil
+	return &Visitor{t, p.addr}, nil
 }
 
 // Dial connects to the door's listener.
-func (g *Guest) Dial(ctx context.Context) (net.Conn, error) {
-	c, err := g.dial(ctx, netip.AddrPortFrom(g.door, DoorPort))
+func (v *Visitor) Dial(ctx context.Context) (net.Conn, error) {
+	c, err := v.dial(ctx, netip.AddrPortFrom(v.door, DoorPort))
 	if err != nil {
 		return nil, fmt.Errorf("dial the door: %w", err)
 	}
 	return c, nil
 }
 
-// Close ends the guest's connections.
-func (g *Guest) Close() error {
-	g.close()
+// Close ends the visitor's connections.
+func (v *Visitor) Close() error {
+	v.close()
 	return nil
 }

@@ -100,7 +100,7 @@ const (
 	silence  = 300 * time.Millisecond // for what must not
 )
 
-func knock(t testing.TB, v *wire.Invite) (*Guest, net.Conn) {
+func knock(t testing.TB, v *wire.Invite) (*Visitor, net.Conn) {
 	t.Helper()
 	g, err := Knock(soon(t, patience), v, quiet)
 	if err != nil {
@@ -191,7 +191,7 @@ func TestCloseDoor(t *testing.T) {
 }
 
 // received returns how many bytes WireGuard has got.
-func received(t *testing.T, g *Guest) int {
+func received(t *testing.T, g *Visitor) int {
 	t.Helper()
 	state, err := g.dev.IpcGet()
 	if err != nil {

@@ -32,6 +32,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/balanceai/balance/mesh/hostnet"
 	"github.com/balanceai/balance/mesh/identity"
@@ -71,8 +72,12 @@ type Config struct {
 	// others let in only what answers.
 	Open []uint16
 	// Private are the ports at which members take whoever calls for the node
-	// itself: other programs of the host do not reach them over the interface.
+	// itself: other programs of the host do not reach them over the interface,
+	// and guests do not reach them at all.
 	Private []uint16
+	// GuestPort is the UDP port that is opened while the node carries guests; 0
+	// is any free one.
+	GuestPort uint16
 	// OnPath is told when the path to a member appears, moves to another
 	// address or is lost. It is called from one goroutine, may be nil, may
 	// block shortly, and must not close the node.
@@ -88,6 +93,8 @@ type Peer struct {
 	ID    identity.ID
 	WG    identity.WGPublic // zero: not known yet, and so not reachable
 	Addrs []netip.AddrPort  // stored UDP addresses; eight are used
+	// Guests are the keys of the plain WireGuard devices that the member carries.
+	Guests []identity.WGPublic
 }
 
 // ErrUnknownPeer means that an identity is not in the roster.
@@ -105,28 +112,35 @@ type Node struct {
 	door    netip.Addr
 	carrier *carrier
 
-	mu      sync.RWMutex
-	members map[identity.ID]*peer
-	byAddr  map[netip.Addr]identity.ID
-	joiners map[identity.ID]*joiner
-	relays  []Relay       // that may be used, as told
-	homes   []identity.ID // those with a path that is kept open
-	calling chan struct{} // has something in it when relays may have to be called
+	junction  *junction
+	guests    *guests       // nil: none; guarded by configure
+	guestPort atomic.Uint32 // the one in use or used last; 0: none
+
+	mu       sync.RWMutex
+	members  map[identity.ID]*peer
+	byAddr   map[netip.Addr]identity.ID
+	carriers map[netip.Addr]identity.ID // by address of the guest
+	joiners  map[identity.ID]*joiner
+	relays   []Relay       // that may be used, as told
+	homes    []identity.ID // those with a path that is kept open
+	calling  chan struct{} // has something in it when relays may have to be called
 }
 
 // Open starts a node, which is up when it returns.
 func Open(cfg Config) (*Node, error) {
 	self := cfg.Keys.Identity.ID()
 	n := &Node{
-		cfg:     cfg,
-		self:    self,
-		door:    cfg.Mesh.DoorAddress(),
-		members: map[identity.ID]*peer{},
-		byAddr:  map[netip.Addr]identity.ID{},
-		joiners: map[identity.ID]*joiner{},
-		carrier: newCarrier(cfg.Relay),
-		calling: make(chan struct{}, 1),
+		cfg:      cfg,
+		self:     self,
+		door:     cfg.Mesh.DoorAddress(),
+		members:  map[identity.ID]*peer{},
+		byAddr:   map[netip.Addr]identity.ID{},
+		carriers: map[netip.Addr]identity.ID{},
+		joiners:  map[identity.ID]*joiner{},
+		carrier:  newCarrier(cfg.Relay),
+		calling:  make(chan struct{}, 1),
 	}
+	n.guestPort.Store(uint32(cfg.GuestPort))
 	var pass func(from, to *peer, frames [][]byte) int
 	if cfg.Relay != nil {
 		pass = n.carrier.take
@@ -140,6 +154,7 @@ func Open(cfg Config) (*Node, error) {
 		addrs:  []netip.Addr{cfg.Mesh.Address(self), n.door},
 		accept: n.accept,
 		host:   cfg.host(),
+		fork:   n.fork,
 		log:    cfg.Log,
 		onPath: n.onPath,
 		relay:  pass,
@@ -161,7 +176,7 @@ func (c *Config) host() *hostnet.Config {
 	if !c.TUN {
 		return nil
 	}
-	return &hostnet.Config{Prefix: c.Mesh.Prefix(), Guest: c.Mesh.IsJoiner, Private: c.Private, Open: c.Open}
+	return &hostnet.Config{Prefix: c.Mesh.Prefix(), Joiner: c.Mesh.IsJoiner, Private: c.Private, Open: c.Open}
 }
 
 // Close takes the node out of the network: listeners and connections fail. It
@@ -173,14 +188,20 @@ func (n *Node) Close() error {
 	}
 	n.mu.Unlock()
 	n.close()
+	n.configure.Lock()
+	defer n.configure.Unlock()
+	n.closeGuests()
 	return nil
 }
 
 // accept is the filter of what arrives from WireGuard: a joiner reaches the
 // door's one port, and nobody else does.
 func (n *Node) accept(p netstack.Packet) bool {
-	if n.cfg.Mesh.IsJoiner(p.Src) {
+	switch {
+	case n.cfg.Mesh.IsJoiner(p.Src):
 		return p.Proto == netstack.TCP && p.Dst == n.door && p.DstPort == DoorPort
+	case n.cfg.Mesh.IsGuest(p.Src):
+		return p.Dst == n.addr && n.guestsMay(p)
 	}
 	return p.Dst != n.door
 }
@@ -232,7 +253,7 @@ func (n *Node) SetPeers(list []Peer) {
 		want[m.ID] = m
 	}
 	n.removeMembers(want)
-	var added []*peer
+	var added, changed []*peer
 	for id, m := range want {
 		p := n.member(id)
 		if p == nil {
@@ -242,10 +263,13 @@ func (n *Node) SetPeers(list []Peer) {
 				continue
 			}
 			added = append(added, p)
+		} else if n.setMemberGuests(p, m.Guests) {
+			changed = append(changed, p)
 		}
 		p.learn(roster, m.Addrs)
 	}
 	n.addPeers(added)
+	n.setAllowed(changed)
 	if len(added) > 0 { // one of them may be a relay to the others
 		n.assignAll()
 		n.keepHomes()
@@ -267,6 +291,7 @@ func (n *Node) removeMembers(want map[identity.ID]Peer) {
 	n.mu.Unlock()
 	n.removePeers(gone)
 	for _, p := range gone {
+		n.setMemberGuests(p, nil)
 		n.carrier.forget(p)
 	}
 }
@@ -277,6 +302,7 @@ func (n *Node) newMember(m Peer) (*peer, error) {
 		return nil, err
 	}
 	p.id = m.ID
+	n.setMemberGuests(p, m.Guests)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.members[m.ID] = p

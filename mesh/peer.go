@@ -19,13 +19,13 @@ import (
 // Most pings of ours to one peer that may be without an answer.
 const maxAsked = 64
 
-// peer is the other end of a tunnel: a member, a joiner, or to a guest the
+// peer is the other end of a tunnel: a member, a joiner, or to a visitor the
 // door. It is the endpoint that WireGuard knows.
 type peer struct {
 	bind *bind
 	id   identity.ID // zero: no member
 	key  identity.WGPublic
-	addr netip.Addr // in the overlay: the only address that it may use
+	addr netip.Addr // in the overlay: the only address that it may use, beside those of its guests
 	psk  [32]byte   // zero: none
 	name wire.FrameName
 
@@ -34,6 +34,9 @@ type peer struct {
 	receive wire.ProbeKey // of probes of the peer
 	sources []sourceKey   // guarded by bind.mu
 	homes   []identity.ID // relays that it can be reached by; guarded by Node.mu
+
+	carries []identity.WGPublic // its guests; guarded by tunnel.configure
+	guests  []netip.Addr        // their addresses; guarded by tunnel.configure
 
 	route atomic.Pointer[route]
 	size  atomic.Int64                   // largest packet for the peer that fits into a datagram; 0: what fits everywhere

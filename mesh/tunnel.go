@@ -18,7 +18,7 @@ import (
 	"github.com/balanceai/balance/mesh/portmap"
 )
 
-// tunnel is what a node and a guest have in common: WireGuard between a UDP
+// tunnel is what a node and a visitor have in common: WireGuard between a UDP
 // port and a network stack.
 type tunnel struct {
 	addr   netip.Addr // in the overlay
@@ -52,7 +52,8 @@ type tunnelConfig struct {
 	told   []netip.AddrPort
 	addrs  []netip.Addr // in the overlay; the first is the tunnel's own
 	accept func(netstack.Packet) bool
-	host   *hostnet.Config // nil: none; openTunnel completes it
+	host   *hostnet.Config                            // nil: none; openTunnel completes it
+	fork   func(tun.Device, *netstack.Net) tun.Device // what WireGuard reads and writes instead of the stack; nil: the stack
 	log    *slog.Logger
 	onPath func(*peer, Path)
 	relay  func(from, to *peer, frames [][]byte) int // see bindConfig; nil: nothing is relayed
@@ -93,6 +94,9 @@ func openTunnel(cfg tunnelConfig) (*tunnel, error) {
 			return nil, err
 		}
 		link = t.host
+	}
+	if cfg.fork != nil {
+		link = cfg.fork(link, t.net)
 	}
 	t.dev = device.NewDevice(link, t.bind, wireguardLog(cfg.log))
 	// With this, the endpoint that a peer is configured with stays.
@@ -233,6 +237,17 @@ func (t *tunnel) removePeers(list []*peer) {
 	}
 }
 
+// setAllowed tells WireGuard of other addresses that peers may use. The caller
+// holds configure.
+func (t *tunnel) setAllowed(list []*peer) {
+	var conf strings.Builder
+	for _, p := range list {
+		fmt.Fprintf(&conf, "public_key=%s\nupdate_only=true\nreplace_allowed_ips=true\n", p.key.Hex())
+		describeAllowed(&conf, p)
+	}
+	t.set(conf.String())
+}
+
 // renew makes WireGuard's peer anew, without the sessions and the last time
 // stamp, and opens a session. What was connected with the peer before it
 // restarted fails at once, which silence would tell much later.
@@ -260,7 +275,14 @@ func describe(w *strings.Builder, p *peer) {
 	if p.psk != [32]byte{} {
 		fmt.Fprintf(w, "preshared_key=%x\n", p.psk)
 	}
-	fmt.Fprintf(w, "endpoint=%s\nallowed_ip=%s/128\n", p.key.Hex(), p.addr)
+	fmt.Fprintf(w, "endpoint=%s\n", p.key.Hex())
+	describeAllowed(w, p)
+}
+
+func describeAllowed(w *strings.Builder, p *peer) {
+	for _, a := range append([]netip.Addr{p.addr}, p.guests...) {
+		fmt.Fprintf(w, "allowed_ip=%s/128\n", a)
+	}
 }
 
 // set configures WireGuard, unless the tunnel is closed.

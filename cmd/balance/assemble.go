@@ -138,7 +138,7 @@ func follow(ctx context.Context, who *roster, db *store.Store, node *mesh.Node, 
 			if m.ID == who.self {
 				n.Self, n.State, n.Path.Kind = true, fleet.Up, fleet.PathSelf
 			} else {
-				peers = append(peers, mesh.Peer{ID: m.ID, WG: m.WG, Addrs: addrs[m.ID]})
+				peers = append(peers, mesh.Peer{ID: m.ID, WG: m.WG, Addrs: addrs[m.ID], Guests: keysOf(s.Guests[m.ID])})
 			}
 			members = append(members, n)
 		}

@@ -232,18 +232,23 @@ func (x *exposer) start(e exposure) error {
 }
 
 // caller returns the name of the machine at the other end of a connection, if
-// its owner is one whom a service is for.
+// its owner is one whom a service is for. A guest counts as a machine of the
+// owner of the one that carries it.
 func (x *exposer) caller(c net.Conn, s fleet.Service) (name string, ok bool) {
 	addr, err := netip.ParseAddrPort(c.RemoteAddr().String())
 	if err != nil {
 		return "", false
 	}
 	id, ok := x.node.Who(addr.Addr())
+	name = x.who.name(id)
 	if !ok {
-		return addr.Addr().String(), false
+		if id, ok = x.node.Carrier(addr.Addr()); !ok {
+			return addr.Addr().String(), false
+		}
+		name = "a guest of " + x.who.name(id)
 	}
 	from, ok := x.who.now().Members[id]
-	return x.who.name(id), ok && s.May(from.Owner, x.who.me().Owner)
+	return name, ok && s.May(from.Owner, x.who.me().Owner)
 }
 
 // openPort is one service that is open.

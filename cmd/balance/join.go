@@ -18,7 +18,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/mdp/qrterminal/v3"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
@@ -37,21 +36,32 @@ func randomSecret() (b [32]byte, err error) {
 
 func (a *app) inviteCommand() *cobra.Command {
 	var req inviteRequest
+	var guest guestRequest
+	var qr bool
 	req.TTL = time.Hour
 	cmd := &cobra.Command{
 		Use:   "invite",
 		Short: "Make an invite that lets one machine join",
 		Long: "Make an invite that lets one machine join.\n\n" +
-			"The invite is a secret until it is used or expires. The other machine reads it with: balance join",
-		Args: cobra.NoArgs,
+			"The invite is a secret until it is used or expires. The other machine reads it with: balance join\n\n" +
+			"With --wireguard it is for a device that runs plain WireGuard, such as a phone: a configuration for WireGuard's\n" +
+			"app or wg-quick. The device is no member but this machine's guest; it is good until it is taken back, or for --ttl.",
+		Example: "  balance invite\n  balance invite --wireguard phone\n  balance invite --wireguard tablet --dns 9.9.9.9 >tablet.conf",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if guest.Name != "" {
+				if cmd.Flags().Changed("ttl") {
+					guest.TTL = req.TTL
+				}
+				return a.inviteGuest(cmd.Context(), guest, qr)
+			}
 			var v inviteReply
 			if err := a.client.call(cmd.Context(), http.MethodPost, "/v1/invites", req, &v); err != nil {
 				return err
 			}
 			return a.print.answer(v, func(w io.Writer) error {
 				if a.print.outTTY {
-					qrterminal.GenerateWithConfig(v.Invite, qrterminal.Config{Level: qrterminal.L, Writer: w, HalfBlocks: true, BlackChar: qrterminal.BLACK_BLACK, WhiteChar: qrterminal.WHITE_WHITE, WhiteBlackChar: qrterminal.WHITE_BLACK, BlackWhiteChar: qrterminal.BLACK_WHITE, QuietZone: 1})
+					writeQR(w, v.Invite)
 				}
 				fmt.Fprintln(w, v.Invite)
 				a.print.say("lets one machine of %s into mesh %s until %s; on that machine: balance join, then paste it", v.Owner, v.Mesh, v.Expires.Local().Format("15:04 on 2 January"))
@@ -62,6 +72,13 @@ func (a *app) inviteCommand() *cobra.Command {
 	cmd.Flags().StringVar(&req.Owner, "owner", "", "whose machine will join (default: this node's owner)")
 	cmd.Flags().BoolVar(&req.Admin, "admin", false, "it may invite the machines of other owners")
 	cmd.Flags().Var(unit[time.Duration]{&req.TTL, task.ParseDuration, "duration"}, "ttl", "how long the invite is good for, up to 7d (default 1h)")
+	cmd.Flags().StringVar(&guest.Name, "wireguard", "", "let a plain WireGuard device in instead, under this name")
+	cmd.Flags().StringVar(&guest.Endpoint, "endpoint", "", "HOST:PORT at which that device reaches this machine (default: this machine's best address)")
+	cmd.Flags().StringSliceVar(&guest.DNS, "dns", nil, "have that device ask this machine for names of the mesh, and these servers for all others")
+	cmd.Flags().BoolVar(&qr, "qr", false, "print its configuration as a QR code alone")
+	for _, other := range []string{"owner", "admin"} {
+		cmd.MarkFlagsMutuallyExclusive("wireguard", other)
+	}
 	return cmd
 }
 

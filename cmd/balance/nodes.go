@@ -22,7 +22,7 @@ import (
 // meshCommands are about this machine and the other ones.
 func (a *app) meshCommands() []*cobra.Command {
 	cmds := []*cobra.Command{
-		a.initCommand(), a.upCommand(), a.downCommand(), a.statusCommand(), a.inviteCommand(), a.joinCommand(),
+		a.initCommand(), a.upCommand(), a.downCommand(), a.statusCommand(), a.inviteCommand(), a.joinCommand(), a.guestsCommand(),
 		a.nodesCommand(), a.pingCommand(), a.netcheckCommand(), a.doctorCommand(), a.offerCommand(),
 		a.servicesCommand(), a.exposeCommand(), a.forwardCommand(),
 	}

@@ -96,7 +96,7 @@ func (r *roster) withPrefix(prefixes [][]byte) []identity.ID {
 }
 
 // trustKinds are the kinds of entries that can change who belongs.
-var trustKinds = []string{trust.KindGenesis, trust.KindAdmit, trust.KindInvite, trust.KindInviteUsed, trust.KindWGBind}
+var trustKinds = []string{trust.KindGenesis, trust.KindAdmit, trust.KindInvite, trust.KindInviteUsed, trust.KindWGBind, trust.KindGuest, trust.KindGuestEnd}
 
 func changesRoster(entries []*wire.Entry) bool {
 	return slices.ContainsFunc(entries, func(e *wire.Entry) bool { return slices.Contains(trustKinds, e.Kind) })

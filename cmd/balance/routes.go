@@ -45,6 +45,7 @@ type localAPI struct {
 	door      *door
 	watch     *watch
 	exposer   *exposer
+	hosting   *hosting
 	reach     *reach
 	split     *splitDNS
 	lan       *discovery.LAN // nil: the node is not announced
@@ -73,6 +74,9 @@ func (l *localAPI) routes() http.Handler {
 		"POST /v1/exposed":                   l.expose,
 		"DELETE /v1/exposed/{port}":          l.hide,
 		"POST /v1/invites":                   l.invite,
+		"GET /v1/guests":                     l.guests,
+		"POST /v1/guests":                    l.beginGuest,
+		"DELETE /v1/guests/{guest}":          l.endGuest,
 		"POST /v1/plan":                      l.plan,
 		"POST /v1/runs":                      l.submit,
 		"POST " + quick.Path:                 l.quick,

@@ -53,6 +53,15 @@ var summaries = map[string]summarizer{
 	trust.KindWGBind: as(func(r trust.WGBind, _ func(identity.ID) string) string {
 		return "WireGuard key " + r.WG.Hex()[:12]
 	}),
+	trust.KindGuest: as(func(r trust.Guest, _ func(identity.ID) string) string {
+		if r.NotAfter == 0 {
+			return r.Name
+		}
+		return fmt.Sprintf("%s until %s", r.Name, r.Expires().Local().Format("2006-01-02 15:04"))
+	}),
+	trust.KindGuestEnd: as(func(r trust.GuestEnd, _ func(identity.ID) string) string {
+		return "WireGuard key " + r.WG.Hex()[:12]
+	}),
 	fleet.KindOffer: as(func(r fleet.Offer, _ func(identity.ID) string) string {
 		if !r.Terms.Offers {
 			return "nothing"

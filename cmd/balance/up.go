@@ -227,6 +227,10 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	if cfg.listen, err = keptPort(ctx, db, cfg.listen); err != nil {
 		return err
 	}
+	guestPort, err := keptGuestPort(ctx, db)
+	if err != nil {
+		return err
+	}
 	facts, err := newFacts(ctx, h, self, db, who, log)
 	if err != nil {
 		return err
@@ -236,7 +240,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	heard := newNews()
 	node, err := mesh.Open(mesh.Config{
 		Keys: keys, Mesh: meshID, Listen: cfg.listen, Advertise: cfg.advertise, Log: log, OnPath: heard.path, Relay: facts.relays,
-		STUN: cfg.stun, MapPort: cfg.mapPort, TUN: cfg.tun, Private: privatePorts, Open: cfg.open,
+		STUN: cfg.stun, MapPort: cfg.mapPort, TUN: cfg.tun, Private: privatePorts, Open: cfg.open, GuestPort: guestPort,
 	})
 	if err != nil {
 		return openHint(err)
@@ -310,6 +314,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	if err := follow(ctx, who, db, node, view); err != nil {
 		return err
 	}
+	guests := openHosting(node, db, who, log)
 	alive, err = openMembers(node, self, who, facts, held, heard, log)
 	if err != nil {
 		return err
@@ -333,6 +338,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	group.Go(func() error { return keepUp(ctx, changed, who, node, view, log) })
 	met := &meeting{news: heard, node: node, db: db, who: who, view: view, alive: alive, replica: api.replica, submitted: submitted, log: log, states: map[identity.ID]string{}}
 	group.Go(func() error { return met.run(ctx) })
+	group.Go(func() error { return guests.run(ctx) })
 	group.Go(func() error { return prune(ctx, runner, submitted, blobs, log) })
 	var lan *discovery.LAN
 	if cfg.multicast {
@@ -364,7 +370,8 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	}
 	local := &localAPI{
 		home: h, cfg: cfg, since: time.Now(), stop: stop, self: self, node: node, db: db, who: who, view: view, facts: facts,
-		runner: runner, submitted: submitted, door: porch, exposer: exposed, reach: ways, split: split, lan: lan, peers: peers, log: log,
+		runner: runner, submitted: submitted, door: porch, exposer: exposed, hosting: guests, reach: ways, split: split, lan: lan,
+		peers: peers, log: log,
 		watch: &watch{self: self, view: view, own: facts.sampler, peers: peers, log: log},
 	}
 	defer local.streams.Wait()

@@ -50,7 +50,7 @@ func newDevice(cfg Config, host tun.Device) *Device {
 		host: host,
 		node: cfg.Node,
 		filter: filter{
-			self: cfg.Addr, prefix: cfg.Prefix, private: cfg.Private, open: cfg.Open, guest: cfg.Guest, owns: cfg.Owns,
+			self: cfg.Addr, prefix: cfg.Prefix, private: cfg.Private, open: cfg.Open, joiner: cfg.Joiner, owns: cfg.Owns,
 		},
 		log:   cfg.Log,
 		ready: make(chan *batch, batches),

@@ -115,7 +115,7 @@ func newFixture(t *testing.T) *fixture {
 	like := newFilter()
 	f.Device = newDevice(Config{
 		Addr: self, Prefix: testMesh, MTU: 1280, Log: slog.New(slog.DiscardHandler), Node: f.stack,
-		Owns: like.owns, Guest: like.guest, Private: like.private, Open: like.open,
+		Owns: like.owns, Joiner: like.joiner, Private: like.private, Open: like.open,
 	}, f.kernel)
 	f.restore = func() error { return nil }
 	f.start()

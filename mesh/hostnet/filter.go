@@ -106,7 +106,7 @@ type filter struct {
 	prefix  netip.Prefix // the mesh
 	private []uint16     // see Config, as open
 	open    []uint16
-	guest   func(netip.Addr) bool
+	joiner  func(netip.Addr) bool
 	owns    func(proto uint8, local, remote netip.AddrPort) bool
 	flows   flows // of UDP that programs of the host began
 }
@@ -155,7 +155,7 @@ func (f *filter) in(b []byte, now time.Time, m *memo) verdict {
 
 // nodeOnly reports whether packets from src to dst are no business of the
 // host's, as the filter of the door decides about them.
-func (f *filter) nodeOnly(src, dst netip.Addr) bool { return dst != f.self || f.guest(src) }
+func (f *filter) nodeOnly(src, dst netip.Addr) bool { return dst != f.self || f.joiner(src) }
 
 func (f *filter) icmp(b []byte, p packet) verdict {
 	switch src, dst := addrs(b); {

@@ -28,7 +28,7 @@ const (
 func newFilter() *filter {
 	return &filter{
 		self: self, prefix: testMesh, private: []uint16{apiPort}, open: []uint16{openPort},
-		guest: func(a netip.Addr) bool { return a == joiner },
+		joiner: func(a netip.Addr) bool { return a == joiner },
 		owns: func(proto uint8, local, remote netip.AddrPort) bool {
 			return proto == protoTCP && (local.Port() == apiPort || local.Port() == 50000 && remote == netip.AddrPortFrom(member, 80))
 		},

@@ -43,9 +43,9 @@ type Config struct {
 	// Owns reports whether the node's stack has a socket for a flow of TCP (6)
 	// or UDP (17). It must not block.
 	Owns func(proto uint8, local, remote netip.AddrPort) bool
-	// Guest reports whether an address is that of somebody who is no member,
-	// and so is the business of the node alone.
-	Guest func(netip.Addr) bool
+	// Joiner reports whether an address is that of somebody who is to become a
+	// member, and so is the business of the node alone.
+	Joiner func(netip.Addr) bool
 	// Private are the ports at which members take whoever calls for the node
 	// itself.
 	Private []uint16

@@ -85,6 +85,7 @@ const (
 	subnetMembers = 0 // interface id = SHA-256 of the node's identity
 	subnetJoiners = 1 // interface id = SHA-256 of the join key of an invite
 	subnetDoors   = 2 // interface id 1: the node that answers a joiner
+	subnetGuests  = 3 // interface id = SHA-256 of the carrier's identity and the guest's WireGuard key
 )
 
 func (m MeshID) address(subnet byte, iface []byte) netip.Addr {
@@ -116,15 +117,28 @@ func (m MeshID) DoorAddress() netip.Addr {
 	return m.address(subnetDoors, []byte{7: 1})
 }
 
+// GuestAddress returns the overlay address of a guest, a plain WireGuard device
+// that a member carries. The carrier is part of it, so that no member can give
+// its own guest the address of another one's.
+func (m MeshID) GuestAddress(carrier ID, guest WGPublic) netip.Addr {
+	h := sha256.Sum256(append(carrier[:], guest[:]...))
+	return m.address(subnetGuests, h[:8])
+}
+
 // Prefix returns the overlay's network: every address of the mesh is in it.
 func (m MeshID) Prefix() netip.Prefix {
 	return netip.PrefixFrom(m.address(0, nil), 48)
 }
 
 // IsJoiner reports whether addr is a [MeshID.JoinAddress] of this mesh.
-func (m MeshID) IsJoiner(addr netip.Addr) bool {
+func (m MeshID) IsJoiner(addr netip.Addr) bool { return m.inSubnet(addr, subnetJoiners) }
+
+// IsGuest reports whether addr is a [MeshID.GuestAddress] of this mesh.
+func (m MeshID) IsGuest(addr netip.Addr) bool { return m.inSubnet(addr, subnetGuests) }
+
+func (m MeshID) inSubnet(addr netip.Addr, subnet byte) bool {
 	a := addr.As16()
-	return m.Prefix().Contains(addr) && a[6] == 0 && a[7] == subnetJoiners
+	return m.Prefix().Contains(addr) && a[6] == 0 && a[7] == subnet
 }
 
 // Key is the private half of a node's identity. The zero Key is not usable.

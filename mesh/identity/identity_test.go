@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -71,6 +72,25 @@ func TestAddressesAreComputed(t *testing.T) {
 		if !m.Prefix().Contains(m.Address(testKey(1).ID())) {
 			t.Errorf("%v is not in %v", x, m.Prefix())
 		}
+	}
+}
+
+func TestGuestAddress(t *testing.T) {
+	m := MeshID{1, 2, 3, 4, 5}
+	a := m.GuestAddress(ID{1}, WGPublic{2})
+	if want := "fd01:203:405:3:"; !strings.HasPrefix(a.String(), want) || !m.Prefix().Contains(a) {
+		t.Errorf("address %v, want %s…", a, want)
+	}
+	if a == m.GuestAddress(ID{2}, WGPublic{2}) || a == m.GuestAddress(ID{1}, WGPublic{3}) {
+		t.Error("carrier and key do not both count")
+	}
+	for addr, guest := range map[netip.Addr]bool{a: true, m.Address(ID{1}): false, m.JoinAddress(ID{1}): false, m.DoorAddress(): false, MeshID{}.GuestAddress(ID{1}, WGPublic{2}): false} {
+		if m.IsGuest(addr) != guest {
+			t.Errorf("%v: guest %v, want %v", addr, !guest, guest)
+		}
+	}
+	if m.IsJoiner(a) {
+		t.Error("a guest passes for a joiner")
 	}
 }
 

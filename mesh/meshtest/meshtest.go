@@ -40,6 +40,9 @@ type Mesh struct {
 	// before nodes start.
 	Relay func(node int, from, to identity.ID) bool
 
+	// Config changes what a node is opened with; nil: nothing.
+	Config func(node int, c *mesh.Config)
+
 	t     testing.TB
 	addrs []netip.AddrPort // of each node's UDP socket, also while it is stopped
 	links map[[2]int]*Link
@@ -119,7 +122,7 @@ func NewKeys(t testing.TB) identity.Keys {
 // Start starts a node that does not run, at the address that it always has.
 func (m *Mesh) Start(i int) {
 	m.t.Helper()
-	n, err := mesh.Open(mesh.Config{
+	cfg := mesh.Config{
 		Keys: m.Keys[i], Mesh: m.ID, Listen: m.addrs[i], Log: m.Log,
 		Advertise: m.advertise,
 		Relay:     func(from, to identity.ID) (int, bool) { return 0, m.Relay != nil && m.Relay(i, from, to) },
@@ -130,7 +133,11 @@ func (m *Mesh) Start(i int) {
 				m.onPath(i, id, p)
 			}
 		},
-	})
+	}
+	if m.Config != nil {
+		m.Config(i, &cfg)
+	}
+	n, err := mesh.Open(cfg)
 	if err != nil {
 		m.t.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"golang.zx2c4.com/wireguard/tun"
+	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
@@ -24,10 +25,21 @@ type Packet struct {
 	Src, Dst netip.Addr
 	Proto    uint8  // of the first header after IPv6's own
 	DstPort  uint16 // of TCP and UDP, else 0
+	Type     uint8  // of ICMPv6, else 0
 }
 
-// TCP is TCP's number in [Packet].
-const TCP = uint8(header.TCPProtocolNumber)
+// Numbers of protocols in [Packet].
+const (
+	TCP    = uint8(header.TCPProtocolNumber)
+	UDP    = uint8(header.UDPProtocolNumber)
+	ICMPv6 = uint8(header.ICMPv6ProtocolNumber)
+)
+
+// Types of ICMPv6 in [Packet].
+const (
+	EchoRequest = uint8(header.ICMPv6EchoRequest)
+	EchoReply   = uint8(header.ICMPv6EchoReply)
+)
 
 // parse reads the headers of an IPv6 packet. It is false for other packets and
 // for those that are cut short.
@@ -36,11 +48,17 @@ func parse(b []byte) (Packet, bool) {
 		return Packet{}, false
 	}
 	p := Packet{Src: netip.AddrFrom16([16]byte(b[8:24])), Dst: netip.AddrFrom16([16]byte(b[24:40])), Proto: b[6]}
-	if p.Proto == TCP || p.Proto == uint8(header.UDPProtocolNumber) {
+	if p.Proto == TCP || p.Proto == UDP {
 		if len(b) < header.IPv6MinimumSize+4 {
 			return Packet{}, false
 		}
 		p.DstPort = binary.BigEndian.Uint16(b[header.IPv6MinimumSize+2:])
+	}
+	if p.Proto == ICMPv6 {
+		if len(b) == header.IPv6MinimumSize {
+			return Packet{}, false
+		}
+		p.Type = b[header.IPv6MinimumSize]
 	}
 	return p, true
 }
@@ -106,6 +124,20 @@ func (d *Device) Write(bufs [][]byte, offset int) (int, error) {
 		(*dispatcher).DeliverNetworkPacket(header.IPv6ProtocolNumber, p)
 	})
 	return len(bufs), nil
+}
+
+// Inject gives WireGuard a packet of somebody else's as if the stack had sent it,
+// and waits while WireGuard is behind. One that is larger than the MTU vanishes.
+func (d *Device) Inject(b []byte) {
+	if len(b) > d.mtu {
+		return
+	}
+	p := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(b)})
+	select {
+	case d.link.out <- p:
+	case <-d.link.done:
+		p.DecRef()
+	}
 }
 
 // MTU returns the largest packet in bytes.

@@ -17,6 +17,8 @@ const (
 	KindInvite     = "invite"
 	KindInviteUsed = "invite-used"
 	KindWGBind     = "wgbind"
+	KindGuest      = "guest"
+	KindGuestEnd   = "guest-end"
 
 	KindRevoke  = "revoke"
 	KindRenew   = "renew"
@@ -138,6 +140,28 @@ func (u InviteUsed) Verify(mesh identity.MeshID) error {
 		return errors.New("join request: signature does not verify")
 	}
 	return nil
+}
+
+// Guest lets a plain WireGuard device into the mesh, which its author carries:
+// no member, it has an address and no say. It belongs to the author's owner.
+type Guest struct {
+	WG       identity.WGPublic `cbor:"1,keyasint"`
+	Name     string            `cbor:"2,keyasint"` // unique among its author's guests
+	NotAfter int64             `cbor:"3,keyasint"` // Unix milliseconds; 0: good until it is taken back
+}
+
+// Expires returns the time after which the guest is not carried any more; zero
+// for never.
+func (g Guest) Expires() time.Time {
+	if g.NotAfter == 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(g.NotAfter)
+}
+
+// GuestEnd takes back its author's guest of a key.
+type GuestEnd struct {
+	WG identity.WGPublic `cbor:"1,keyasint"`
 }
 
 // WGBind says which WireGuard key its author uses. The newest one counts.

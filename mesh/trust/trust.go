@@ -56,6 +56,7 @@ type State struct {
 	Genesis Genesis
 	Members map[identity.ID]Member
 	Invites map[identity.ID]OpenInvite // by join key; those not used
+	Guests  map[identity.ID][]Guest    // by the member that carries them
 	Ignored map[wire.Hash]string       // entries that count for nothing, and why
 }
 
@@ -105,6 +106,7 @@ func Evaluate(mesh identity.MeshID, entries []*wire.Entry) (*State, error) {
 	s := &State{
 		Members: map[identity.ID]Member{},
 		Invites: map[identity.ID]OpenInvite{},
+		Guests:  map[identity.ID][]Guest{},
 		Ignored: map[wire.Hash]string{},
 	}
 	var genesis *wire.Entry
@@ -117,7 +119,7 @@ func Evaluate(mesh identity.MeshID, entries []*wire.Entry) (*State, error) {
 			} else {
 				s.Ignored[e.Hash()] = "it founds another mesh"
 			}
-		case KindAdmit, KindInvite, KindInviteUsed, KindWGBind:
+		case KindAdmit, KindInvite, KindInviteUsed, KindWGBind, KindGuest, KindGuestEnd:
 			byAuthor[e.Author] = append(byAuthor[e.Author], e)
 		}
 	}
@@ -151,6 +153,11 @@ func Evaluate(mesh identity.MeshID, entries []*wire.Entry) (*State, error) {
 	}
 	s.bindKeys(byAuthor)
 	s.uniqueNames()
+	for id, m := range s.Members {
+		if list := s.guestsOf(m, byAuthor[id]); len(list) > 0 {
+			s.Guests[id] = list
+		}
+	}
 	return s, nil
 }
 
@@ -330,6 +337,58 @@ func (s *State) bindKeys(byAuthor map[identity.ID][]*wire.Entry) {
 			break
 		}
 	}
+}
+
+// MaxGuests is how many guests one member can have at a time: all others keep
+// their addresses.
+const MaxGuests = 32
+
+// guestsOf walks one member's chain and returns the guests that it carries at
+// the end of it, in the order in which it let them in.
+func (s *State) guestsOf(by Member, chain []*wire.Entry) []Guest {
+	var list []Guest
+	for _, e := range chain {
+		var err error
+		switch e.Kind {
+		case KindGuest:
+			var g Guest
+			if err = wire.Unmarshal(e.Payload, &g); err == nil {
+				err = by.MayCarry(g, list)
+			}
+			if err == nil {
+				list = append(list, g)
+			}
+		case KindGuestEnd:
+			var end GuestEnd
+			if err = wire.Unmarshal(e.Payload, &end); err == nil {
+				list = slices.DeleteFunc(list, func(g Guest) bool { return g.WG == end.WG })
+			}
+		}
+		if err != nil {
+			s.Ignored[e.Hash()] = err.Error()
+		}
+	}
+	return list
+}
+
+// MayCarry says whether a member may have a guest beside those that it has.
+func (by Member) MayCarry(g Guest, has []Guest) error {
+	if err := errors.Join(identity.ValidName(g.Name), identity.CheckWG(g.WG)); err != nil {
+		return err
+	}
+	switch {
+	case !by.May(MayInvite):
+		return fmt.Errorf("%s may not let guests in", by.Name)
+	case g.NotAfter < 0:
+		return errors.New("a guest that was never good")
+	case len(has) >= MaxGuests:
+		return fmt.Errorf("a machine carries up to %d guests", MaxGuests)
+	case slices.ContainsFunc(has, func(o Guest) bool { return o.Name == g.Name }):
+		return fmt.Errorf("%s has a guest %s already", by.Name, g.Name)
+	case slices.ContainsFunc(has, func(o Guest) bool { return o.WG == g.WG }):
+		return fmt.Errorf("%s has a guest with this key already", by.Name)
+	}
+	return nil
 }
 
 // uniqueNames appends the start of the id to the name of a member whose name a

@@ -303,7 +303,7 @@ func history(t *rapid.T) []*wire.Entry {
 			fork := *by // the chain goes on twice from here
 			entries = append(entries, fork.entry(KindWGBind, WGBind{newAuthor(50).keys.WG.Public()}))
 		}
-		switch rapid.SampledFrom([]string{KindAdmit, KindAdmit, KindAdmit, KindWGBind, KindInvite}).Draw(t, "kind") {
+		switch rapid.SampledFrom([]string{KindAdmit, KindAdmit, KindAdmit, KindWGBind, KindInvite, KindGuest, KindGuestEnd}).Draw(t, "kind") {
 		case KindAdmit:
 			entries = append(entries, by.entry(KindAdmit, Admit{
 				ID: who.id(), Name: fmt.Sprintf("n%d", rapid.IntRange(0, 3).Draw(t, "name")), Owner: rapid.SampledFrom(owners).Draw(t, "owner"),
@@ -311,6 +311,10 @@ func history(t *rapid.T) []*wire.Entry {
 			}))
 		case KindWGBind:
 			entries = append(entries, by.entry(KindWGBind, WGBind{who.keys.WG.Public()}))
+		case KindGuest:
+			entries = append(entries, by.entry(KindGuest, guestOf(rapid.IntRange(0, 3).Draw(t, "guest"), fmt.Sprintf("g%d", rapid.IntRange(0, 3).Draw(t, "guest name")))))
+		case KindGuestEnd:
+			entries = append(entries, by.entry(KindGuestEnd, GuestEnd{guestOf(rapid.IntRange(0, 3).Draw(t, "guest"), "").WG}))
 		case KindInvite:
 			j := newAuthor(200 + rapid.IntRange(0, 3).Draw(t, "invite"))
 			entries = append(entries, by.entry(KindInvite, Invite{Join: j.id(), WG: j.keys.WG.Public(), Owner: "ana", Role: MemberRole, Rights: AllRights, NotAfter: by.now + 10}))
@@ -412,10 +416,12 @@ func FuzzEvaluate(f *testing.F) {
 	a := l.ana.entry(KindAdmit, admitOf(l.ben, "b", "ben"))
 	f.Add(a.Payload, uint8(0))
 	f.Add(l.entries[1].Payload, uint8(1))
+	f.Add(l.ana.entry(KindGuest, guestOf(1, "phone")).Payload, uint8(4))
+	f.Add(l.ana.entry(KindGuestEnd, GuestEnd{guestOf(1, "").WG}).Payload, uint8(5))
 	f.Fuzz(func(t *testing.T, payload []byte, kind uint8) {
 		ana := newAuthor(0)
 		g := found(ana)
-		kinds := []string{KindAdmit, KindInvite, KindInviteUsed, KindWGBind}
+		kinds := []string{KindAdmit, KindInvite, KindInviteUsed, KindWGBind, KindGuest, KindGuestEnd}
 		e, err := wire.NewEntry(ana.keys.Identity, ana.mesh, wire.Body{
 			Topic: wire.TopicMesh, Segment: 1, Seq: 1, Prev: g.Hash(), Kind: kinds[int(kind)%len(kinds)], Payload: payload,
 		})
