@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"strings"
 	"sync"
 	"time"
 
@@ -33,13 +32,15 @@ type tunnel struct {
 	beat   func() // called each keepHome; nil: nothing to do
 	sights sights
 
-	configure sync.Mutex // held while the set of WireGuard's peers changes
+	configure sync.Mutex // held while the set of peers changes
+	engaging  sync.Mutex // held, for short, while that of WireGuard changes; see halt
+	deriving  sync.Mutex // held by the one that derives keys in the background
 
 	newsMu sync.Mutex
 	news   map[*peer]bool // those with something to report
 	ready  chan struct{}  // there is some
 	done   chan struct{}
-	once   sync.Once // closes done
+	once   sync.Once // closes done, with engaging held
 	watch  sync.WaitGroup
 }
 
@@ -54,6 +55,7 @@ type tunnelConfig struct {
 	onPath func(*peer, Path)
 	relay  func(from, to *peer, n int) bool // nil: nothing is relayed
 	beat   func()
+	roused func(*peer) // nil: nothing to do; see bindConfig
 }
 
 func openTunnel(cfg tunnelConfig) (*tunnel, error) {
@@ -63,7 +65,8 @@ func openTunnel(cfg tunnelConfig) (*tunnel, error) {
 	}
 	var err error
 	t.bind, err = newBind(cfg.listen, bindConfig{
-		log: cfg.log, kind: t.local.kind, news: t.report, addrs: t.candidates, saw: t.saw, relay: cfg.relay,
+		key: cfg.key, log: cfg.log, kind: t.local.kind, news: t.report, addrs: t.candidates, saw: t.saw, relay: cfg.relay,
+		engage: t.engage, roused: cfg.roused,
 	})
 	if err != nil {
 		return nil, err
@@ -81,7 +84,7 @@ func openTunnel(cfg tunnelConfig) (*tunnel, error) {
 		}
 		link = t.host
 	}
-	t.dev = device.NewDevice(link, t.bind, wireguardLog(cfg.log))
+	t.dev = device.NewDevice(&demand{Device: link, t: t}, t.bind, wireguardLog(cfg.log))
 	// With this, the endpoint that a peer is configured with stays.
 	t.dev.DisableSomeRoamingForBrokenMobileSemantics()
 	if err = t.dev.IpcSet("private_key=" + cfg.key.SecretHex() + "\n"); err == nil {
@@ -117,12 +120,29 @@ func wireguardLog(log *slog.Logger) *device.Logger {
 }
 
 func (t *tunnel) close() {
-	t.once.Do(func() { close(t.done) })
+	t.end()
 	t.watch.Wait()
-	for _, p := range t.bind.peers() {
-		t.bind.remove(p)
-	}
+	t.bind.remove(t.bind.peers(func(*peer) bool { return true }))
 	t.dev.Close()
+}
+
+// end says that the tunnel closes. WireGuard is not configured any more from
+// then on: to be configured and to close are things that it does in turn, and
+// closing waits for those who would have it configured.
+func (t *tunnel) end() {
+	t.engaging.Lock()
+	defer t.engaging.Unlock()
+	t.once.Do(func() { close(t.done) })
+}
+
+// isClosing reports whether the tunnel closes.
+func (t *tunnel) isClosing() bool {
+	select {
+	case <-t.done:
+		return true
+	default:
+		return false
+	}
 }
 
 // report enters a peer that has something to report.
@@ -136,8 +156,8 @@ func (t *tunnel) report(p *peer) {
 	}
 }
 
-// follow renews peers that restarted and passes reports on, until the tunnel
-// closes.
+// follow renews peers that restarted, lets those rest that are idle, and passes
+// reports on, until the tunnel closes.
 func (t *tunnel) follow() {
 	beat := time.NewTicker(keepHome)
 	defer beat.Stop()
@@ -146,6 +166,7 @@ func (t *tunnel) follow() {
 		case <-t.done:
 			return
 		case <-beat.C:
+			t.rest(t.bind.now())
 			if t.beat != nil {
 				t.beat()
 			}
@@ -176,7 +197,7 @@ func (t *tunnel) networkChanged() {
 	t.bind.moves.Add(1)
 	now := t.bind.now()
 	t.bind.streams.hangUp(func(*peer) bool { return true })
-	for _, p := range t.bind.peers() {
+	for _, p := range t.bind.peers((*peer).isAwake) {
 		p.moved(now)
 	}
 	if t.beat != nil {
@@ -184,22 +205,23 @@ func (t *tunnel) networkChanged() {
 	}
 }
 
-// addPeers makes peers known to the bind and to WireGuard. The caller holds
-// configure.
+// addPeers makes peers known. The caller holds configure.
 func (t *tunnel) addPeers(list []*peer) {
-	var conf strings.Builder
-	for _, p := range list {
-		t.bind.add(p)
-		describe(&conf, p)
-	}
-	t.set(conf.String())
+	t.bind.add(list)
+	t.derive(list)
 }
 
 // removePeers makes them strangers. The caller holds configure.
 func (t *tunnel) removePeers(list []*peer) {
+	if len(list) == 0 {
+		return
+	}
+	t.bind.remove(list)
 	for _, p := range list {
-		t.bind.remove(p)
-		t.dev.RemovePeer(device.NoisePublicKey(p.key))
+		t.halt(p)
+		t.engaging.Lock()
+		t.dismiss(p)
+		t.engaging.Unlock()
 	}
 }
 
@@ -212,35 +234,14 @@ func (t *tunnel) renew(p *peer) {
 	if !t.bind.has(p) {
 		return
 	}
-	t.dev.RemovePeer(device.NoisePublicKey(p.key))
+	t.halt(p)
 	t.net.Abort(p.addr)
-	var conf strings.Builder
-	describe(&conf, p)
-	t.set(conf.String())
+	t.engaging.Lock()
+	t.dismiss(p)
 	p.renewed()
+	p.engaged.Store(t.set(describe(p)))
+	t.engaging.Unlock()
 	if wg := t.dev.LookupPeer(device.NoisePublicKey(p.key)); wg != nil {
 		_ = wg.SendHandshakeInitiation(false)
-	}
-}
-
-// describe writes a peer in WireGuard's configuration protocol,
-// https://www.wireguard.com/xplatform/#configuration-protocol.
-func describe(w *strings.Builder, p *peer) {
-	fmt.Fprintf(w, "public_key=%s\n", p.key.Hex())
-	if p.psk != [32]byte{} {
-		fmt.Fprintf(w, "preshared_key=%x\n", p.psk)
-	}
-	fmt.Fprintf(w, "endpoint=%s\nallowed_ip=%s/128\n", p.key.Hex(), p.addr)
-}
-
-// set configures WireGuard, unless the tunnel is closed.
-func (t *tunnel) set(conf string) {
-	select {
-	case <-t.done:
-		return
-	default:
-	}
-	if err := t.dev.IpcSet(conf); err != nil { // its lines were made here
-		t.log.Error("configure WireGuard", "error", err)
 	}
 }
