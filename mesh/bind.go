@@ -52,7 +52,7 @@ type bind struct {
 	mu      sync.RWMutex
 	byKey   map[identity.WGPublic]*peer
 	byAddr  map[netip.Addr]*peer
-	byTag   map[wire.ProbeTag]*peer // those with keys; see peer.derive
+	byTag   map[wire.ProbeTag]*peer  // those with keys; see peer.derive
 	byName  map[wire.FrameName]*peer // members
 	sources map[sourceKey]*source
 }
