@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -53,13 +52,15 @@ type bind struct {
 
 	mu      sync.RWMutex
 	byKey   map[identity.WGPublic]*peer
-	byTag   map[wire.ProbeTag]*peer
+	byAddr  map[netip.Addr]*peer
+	byTag   map[wire.ProbeTag]*peer  // those with keys; see peer.derive
 	byName  map[wire.FrameName]*peer // members
 	sources map[sourceKey]*source
 }
 
 // bindConfig is what a bind needs of its owner. Nothing in it may block.
 type bindConfig struct {
+	key   identity.WGKey
 	small bool // packets larger than mtu are not taken, and so their pings not answered
 	log   *slog.Logger
 	kind  func(netip.Addr) Kind
@@ -68,6 +69,9 @@ type bindConfig struct {
 	saw   func(by *peer, at, us netip.AddrPort)     // a peer at an address saw our datagrams come from us
 	relay func(from, to *peer, frames [][]byte) int // how many frames, counted from the first, may be passed on
 	stray func(msg []byte, from netip.AddrPort)     // a datagram of no peer; nil: nobody wants it
+
+	engage func(instant, *peer) // WireGuard is to know the peer
+	roused func(*peer)          // the peer is in use for the first time, and has no relays yet; nil: nobody relays
 }
 
 // sourceKey is a UDP address, or a relay and the peer behind it.
@@ -90,6 +94,7 @@ func newBind(at netip.AddrPort, cfg bindConfig) (*bind, error) {
 		cfg:     cfg,
 		memory:  newTrimmer(freeMemory),
 		byKey:   map[identity.WGPublic]*peer{},
+		byAddr:  map[netip.Addr]*peer{},
 		byTag:   map[wire.ProbeTag]*peer{},
 		byName:  map[wire.FrameName]*peer{},
 		sources: map[sourceKey]*source{},
@@ -135,46 +140,71 @@ func (b *bind) port() uint16 {
 	return b.v6.port()
 }
 
-// add makes a peer known.
-func (b *bind) add(p *peer) {
+// add makes peers known.
+func (b *bind) add(list []*peer) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.byKey[p.key] = p
-	b.byTag[p.receive.Tag] = p
-	if !p.id.IsZero() {
-		b.byName[p.name] = p
+	for _, p := range list {
+		b.byKey[p.key] = p
+		b.byAddr[p.addr] = p
+		if !p.id.IsZero() {
+			b.byName[p.name] = p
+		}
 	}
 }
 
-// peers returns all peers.
-func (b *bind) peers() []*peer {
+// identify enters the keys of a peer's probes, which is then known by them.
+func (b *bind) identify(p *peer, out, receive wire.ProbeKey) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p.out, p.receive = out, receive
+	if b.byKey[p.key] == p {
+		b.byTag[receive.Tag] = p
+	}
+}
+
+// peers returns the peers for which which is true.
+func (b *bind) peers(which func(*peer) bool) (list []*peer) {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
-	return slices.Collect(maps.Values(b.byKey))
+	for _, p := range b.byKey {
+		if which(p) {
+			list = append(list, p)
+		}
+	}
+	return list
 }
 
-// remove forgets a peer: from now on it is a stranger, and relays nothing.
-func (b *bind) remove(p *peer) {
+// remove forgets peers: from now on they are strangers, and relay nothing.
+func (b *bind) remove(list []*peer) {
+	gone := make(map[*peer]bool, len(list))
 	b.mu.Lock()
-	delete(b.byKey, p.key)
-	delete(b.byTag, p.receive.Tag)
-	if b.byName[p.name] == p {
-		delete(b.byName, p.name)
+	for _, p := range list {
+		gone[p] = true
+		delete(b.byKey, p.key)
+		delete(b.byAddr, p.addr)
+		if b.byTag[p.receive.Tag] == p {
+			delete(b.byTag, p.receive.Tag)
+		}
+		if b.byName[p.name] == p {
+			delete(b.byName, p.name)
+		}
+		for _, key := range p.sources {
+			delete(b.sources, key)
+		}
+		p.sources = nil
 	}
-	for _, key := range p.sources {
-		delete(b.sources, key)
-	}
-	p.sources = nil
-	others := slices.Collect(maps.Values(b.byKey))
 	for key := range b.sources {
-		if key.via == p {
+		if gone[key.via] {
 			b.dropSource(key)
 		}
 	}
 	b.mu.Unlock()
-	p.close()
-	for _, other := range others {
-		other.drop(p)
+	for _, p := range list {
+		p.close()
+	}
+	for _, other := range b.peers((*peer).isAwake) {
+		other.drop(gone)
 	}
 }
 
@@ -230,9 +260,7 @@ func (b *bind) ParseEndpoint(s string) (conn.Endpoint, error) {
 	if err != nil || len(key) != len(identity.WGPublic{}) {
 		return nil, fmt.Errorf("endpoint %q is no public key", s)
 	}
-	b.mu.RLock()
-	defer b.mu.RUnlock()
-	if p, ok := b.byKey[identity.WGPublic(key)]; ok {
+	if p := b.withKey(identity.WGPublic(key)); p != nil {
 		return p, nil
 	}
 	return nil, fmt.Errorf("endpoint %q: no such peer", s)
@@ -432,6 +460,7 @@ func (b *bind) arrived(now instant, msg []byte, from sourceKey, in *intake) *pee
 		if !s.peer.initiated(now, msg, s.instance.Load()) {
 			return nil
 		}
+		b.cfg.engage(now, s.peer)
 	case response:
 		if !s.peer.responded(msg) {
 			return nil
@@ -528,8 +557,18 @@ func (s *source) compare(other *source) int {
 }
 
 // has reports whether a peer is known.
-func (b *bind) has(p *peer) bool {
+func (b *bind) has(p *peer) bool { return b.withKey(p.key) == p }
+
+// withKey returns the peer with a WireGuard key, or nil.
+func (b *bind) withKey(key identity.WGPublic) *peer {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
-	return b.byKey[p.key] == p
+	return b.byKey[key]
+}
+
+// at returns the peer with an address in the overlay, or nil.
+func (b *bind) at(addr netip.Addr) *peer {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.byAddr[addr]
 }

@@ -44,11 +44,7 @@ func (n *Node) OpenDoor(j Joiner) {
 	if open <= 0 {
 		return
 	}
-	p, err := newPeer(n.bind, n.cfg.Keys.WG, j.WG, n.cfg.Mesh.JoinAddress(j.ID))
-	if err != nil {
-		n.log.Warn("joiner ignored", "joiner", j.ID.Short(), "error", err)
-		return
-	}
+	p := newPeer(n.bind, j.WG, n.cfg.Mesh.JoinAddress(j.ID))
 	p.psk = j.PSK
 	n.mu.Lock()
 	n.joiners[j.ID] = &joiner{p, time.AfterFunc(open, func() { n.CloseDoor(j.ID) })}
@@ -90,6 +86,9 @@ type Visitor struct {
 // seconds: a door that does not know the invite, or not any more, is as silent
 // as one that is not there.
 func Knock(ctx context.Context, v *wire.Invite, log *slog.Logger) (*Visitor, error) {
+	if err := identity.CheckWG(v.Door); err != nil {
+		return nil, fmt.Errorf("knock: %w", err)
+	}
 	keys := v.Secret.Keys(v.Mesh)
 	t, err := openTunnel(tunnelConfig{
 		key:    keys.WG,
@@ -100,13 +99,9 @@ func Knock(ctx context.Context, v *wire.Invite, log *slog.Logger) (*Visitor, err
 	if err != nil {
 		return nil, fmt.Errorf("knock: %w", err)
 	}
-	p, err := newPeer(t.bind, keys.WG, v.Door, v.Mesh.DoorAddress())
-	if err != nil {
-		t.close()
-		return nil, fmt.Errorf("knock: %w", err)
-	}
+	p := newPeer(t.bind, v.Door, v.Mesh.DoorAddress())
 	p.psk = keys.PSK
-	p.learn(roster, v.Endpoints)
+	p.store(v.Endpoints)
 	t.addPeers([]*peer{p})
 	ctx, cancel := context.WithTimeout(ctx, knockFor)
 	defer cancel()

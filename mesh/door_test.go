@@ -250,13 +250,11 @@ func TestDoorIsNarrow(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer evil.close()
-	door, err := newPeer(evil.bind, keys.WG, v.Door, v.Mesh.DoorAddress())
-	if err != nil {
-		t.Fatal(err)
-	}
+	door := newPeer(evil.bind, v.Door, v.Mesh.DoorAddress())
 	door.psk = keys.PSK
-	door.learn(roster, v.Endpoints)
+	door.store(v.Endpoints)
 	evil.addPeers([]*peer{door})
+	evil.engage(evil.bind.now(), door)
 	evil.set("public_key=" + v.Door.Hex() + "\nallowed_ip=::/0\n")
 	at := netip.AddrPortFrom(n.door, DoorPort)
 	c, err := evil.net.DialTCP(soon(t, patience), own, at)
@@ -330,6 +328,9 @@ func TestPeersOfWireGuard(t *testing.T) {
 		{"nobody", func() { n.SetPeers(nil) }, 0},
 	} {
 		step.do()
+		for _, p := range n.bind.peers(func(*peer) bool { return true }) {
+			n.engage(n.bind.now(), p)
+		}
 		state, err := n.dev.IpcGet()
 		if err != nil {
 			t.Fatal(err)
@@ -393,12 +394,10 @@ func FuzzArrived(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	p, err := newPeer(b, keys.WG, other.Public(), n.addr)
-	if err != nil {
-		f.Fatal(err)
-	}
+	p := newPeer(b, other.Public(), n.addr)
 	p.id = identity.ID{1}
-	b.add(p)
+	b.add([]*peer{p})
+	p.derive()
 	at := netip.MustParseAddrPort("127.0.0.1:9")
 	b.accept(b.now(), p, sourceKey{addr: at}, 1, true)
 	theirs, _, err := wire.ProbeKeys(other, keys.WG.Public())

@@ -212,16 +212,24 @@ func (n *Node) moveGuests(by identity.ID, had, has []identity.WGPublic) {
 
 // setMemberGuests gives a peer the guests that the roster says it carries. The
 // caller holds configure.
-func (n *Node) setMemberGuests(p *peer, keys []identity.WGPublic) (changed bool) {
+func (n *Node) setMemberGuests(p *peer, keys []identity.WGPublic) {
 	if slices.Equal(p.carries, keys) {
-		return false
+		return
 	}
 	n.moveGuests(p.id, p.carries, keys)
-	p.carries, p.guests = slices.Clone(keys), nil
+	p.carries = slices.Clone(keys)
+	var addrs []netip.Addr
 	for _, k := range keys {
-		p.guests = append(p.guests, n.cfg.Mesh.GuestAddress(p.id, k))
+		addrs = append(addrs, n.cfg.Mesh.GuestAddress(p.id, k))
 	}
-	return true
+	n.allow(p, addrs)
+}
+
+// behind returns the member that carries the guest with an address, or nil.
+func (n *Node) behind(guest netip.Addr) *peer {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return n.members[n.carriers[guest]]
 }
 
 // guestsMay reports whether a packet of a guest's may reach a node: not the
@@ -241,13 +249,8 @@ func (n *Node) guestsMay(p netstack.Packet) bool {
 // leadsOn reports whether packets of a guest to an address go on into the mesh:
 // to another member, or to a guest of another's.
 func (n *Node) leadsOn(to netip.Addr) bool {
-	n.mu.RLock()
-	defer n.mu.RUnlock()
-	id, ok := n.byAddr[to]
-	if !ok {
-		id, ok = n.carriers[to]
-	}
-	return ok && id != n.self
+	p := n.toward(to)
+	return p != nil && !p.id.IsZero()
 }
 
 // guestBind is WireGuard's own bind. Where the node is to listen on one address

@@ -118,12 +118,13 @@ type Node struct {
 
 	mu       sync.RWMutex
 	members  map[identity.ID]*peer
-	byAddr   map[netip.Addr]identity.ID
 	carriers map[netip.Addr]identity.ID // by address of the guest
 	joiners  map[identity.ID]*joiner
 	relays   []Relay       // that may be used, as told
 	homes    []identity.ID // those with a path that is kept open
 	calling  chan struct{} // has something in it when relays may have to be called
+
+	rosters uint64 // how many there were; guarded by configure
 }
 
 // Open starts a node, which is up when it returns.
@@ -134,7 +135,6 @@ func Open(cfg Config) (*Node, error) {
 		self:     self,
 		door:     cfg.Mesh.DoorAddress(),
 		members:  map[identity.ID]*peer{},
-		byAddr:   map[netip.Addr]identity.ID{},
 		carriers: map[netip.Addr]identity.ID{},
 		joiners:  map[identity.ID]*joiner{},
 		carrier:  newCarrier(cfg.Relay),
@@ -145,7 +145,6 @@ func Open(cfg Config) (*Node, error) {
 	if cfg.Relay != nil {
 		pass = n.carrier.take
 	}
-	n.byAddr[cfg.Mesh.Address(self)] = self
 	var err error
 	n.tunnel, err = openTunnel(tunnelConfig{
 		key:    cfg.Keys.WG,
@@ -162,6 +161,8 @@ func Open(cfg Config) (*Node, error) {
 		fits:   n.fits,
 		stun:   cfg.STUN,
 		ports:  cfg.MapPort,
+		roused: n.roused,
+		behind: n.behind,
 	})
 	if err != nil {
 		return nil, err
@@ -239,75 +240,98 @@ func (n *Node) Interface() (name string, index int) {
 
 // SetPeers makes list the roster. Who is not in it any more loses its session
 // at once; who has another WireGuard key gets a new one. Of two members with one
-// WireGuard key the first counts.
+// WireGuard key, or one identity, the first counts.
 func (n *Node) SetPeers(list []Peer) {
 	n.configure.Lock()
 	defer n.configure.Unlock()
-	want := map[identity.ID]Peer{}
-	keys := map[identity.WGPublic]bool{n.cfg.Keys.WG.Public(): true, {}: true}
-	for _, m := range list {
-		if m.ID == n.self || keys[m.WG] {
-			continue
-		}
-		keys[m.WG] = true
-		want[m.ID] = m
+	n.rosters++
+	fresh, kept := n.compare(list)
+	if kept < len(n.members) {
+		n.removeMembers()
 	}
-	n.removeMembers(want)
-	var added, changed []*peer
-	for id, m := range want {
-		p := n.member(id)
-		if p == nil {
-			var err error
-			if p, err = n.newMember(m); err != nil {
-				n.log.Warn("peer ignored", "peer", id.Short(), "error", err)
-				continue
-			}
-			added = append(added, p)
-		} else if n.setMemberGuests(p, m.Guests) {
-			changed = append(changed, p)
-		}
-		p.learn(roster, m.Addrs)
-	}
-	n.addPeers(added)
-	n.setAllowed(changed)
-	if len(added) > 0 { // one of them may be a relay to the others
-		n.assignAll()
+	if len(fresh) > 0 {
+		n.addMembers(fresh)
+		n.assignAll() // one of them may be a relay to the others
 		n.keepHomes()
 	}
 }
 
-// removeMembers removes the members that are not in want, or have another key
-// there.
-func (n *Node) removeMembers(want map[identity.ID]Peer) {
+// compare marks the members that stay, tells them their addresses, and returns
+// the others of a roster, and how many stay. The caller holds configure.
+func (n *Node) compare(list []Peer) (fresh []Peer, kept int) {
+	own := n.cfg.Keys.WG.Public()
+	keys := map[identity.WGPublic]bool{} // of the fresh ones, if they are new
+	for _, m := range list {
+		if m.ID == n.self || m.WG == own || m.WG == (identity.WGPublic{}) || keys[m.WG] {
+			continue
+		}
+		switch p := n.bind.withKey(m.WG); {
+		case p == nil || p.id.IsZero():
+			keys[m.WG] = true
+			fresh = append(fresh, m)
+		case p.claimed == n.rosters:
+		case p.id == m.ID:
+			p.claimed, p.kept = n.rosters, n.rosters
+			p.store(m.Addrs)
+			n.setMemberGuests(p, m.Guests)
+			kept++
+		default:
+			p.claimed = n.rosters
+			fresh = append(fresh, m)
+		}
+	}
+	return fresh, kept
+}
+
+// removeMembers removes the members that are not marked. The caller holds
+// configure.
+func (n *Node) removeMembers() {
 	var gone []*peer
 	n.mu.Lock()
 	for id, p := range n.members {
-		if m, ok := want[id]; !ok || m.WG != p.key {
+		if p.kept != n.rosters {
 			gone = append(gone, p)
 			delete(n.members, id)
-			delete(n.byAddr, p.addr)
 		}
 	}
 	n.mu.Unlock()
 	n.removePeers(gone)
 	for _, p := range gone {
 		n.setMemberGuests(p, nil)
-		n.carrier.forget(p)
 	}
+	n.carrier.forget(gone)
 }
 
-func (n *Node) newMember(m Peer) (*peer, error) {
-	p, err := newPeer(n.bind, n.cfg.Keys.WG, m.WG, n.cfg.Mesh.Address(m.ID))
-	if err != nil {
-		return nil, err
-	}
-	p.id = m.ID
-	n.setMemberGuests(p, m.Guests)
+// addMembers adds members that are not there. The caller holds configure.
+func (n *Node) addMembers(list []Peer) {
+	added := make([]*peer, 0, len(list))
+	guests := map[*peer][]identity.WGPublic{}
 	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.members[m.ID] = p
-	n.byAddr[p.addr] = m.ID
-	return p, nil
+	for _, m := range list {
+		if n.members[m.ID] != nil {
+			continue
+		}
+		p := newPeer(n.bind, m.WG, n.cfg.Mesh.Address(m.ID))
+		p.id, p.claimed, p.kept = m.ID, n.rosters, n.rosters
+		p.store(m.Addrs)
+		n.members[m.ID] = p
+		added = append(added, p)
+		if len(m.Guests) > 0 {
+			guests[p] = m.Guests
+		}
+	}
+	n.mu.Unlock()
+	for p, keys := range guests {
+		n.setMemberGuests(p, keys)
+	}
+	n.addPeers(added)
+}
+
+// roused is called when a peer wakes.
+func (n *Node) roused(p *peer) {
+	if !p.id.IsZero() {
+		n.assign(p)
+	}
 }
 
 // member returns a peer of the roster, or nil.
@@ -322,7 +346,7 @@ func (n *Node) member(id identity.ID) *peer {
 // dropped.
 func (n *Node) AddAddrs(id identity.ID, addrs ...netip.AddrPort) {
 	if p := n.member(id); p != nil {
-		p.learn(rumour, addrs)
+		p.hear(addrs)
 	}
 }
 
@@ -357,10 +381,13 @@ func (n *Node) Dial(ctx context.Context, id identity.ID, port uint16) (net.Conn,
 // Who returns the member, or the node itself, that an overlay address belongs
 // to.
 func (n *Node) Who(addr netip.Addr) (identity.ID, bool) {
-	n.mu.RLock()
-	defer n.mu.RUnlock()
-	id, ok := n.byAddr[addr]
-	return id, ok
+	if addr == n.addr {
+		return n.self, true
+	}
+	if p := n.bind.at(addr); p != nil && !p.id.IsZero() {
+		return p.id, true
+	}
+	return identity.ID{}, false
 }
 
 // NetworkChanged makes the node look for its peers from where it is now, and
@@ -373,9 +400,7 @@ func (n *Node) NetworkChanged() {
 // fits returns the size of the largest packet that reaches an overlay address in
 // one datagram.
 func (n *Node) fits(addr netip.Addr) int {
-	n.mu.RLock()
-	defer n.mu.RUnlock()
-	if p := n.members[n.byAddr[addr]]; p != nil {
+	if p := n.bind.at(addr); p != nil {
 		return int(p.size.Load())
 	}
 	return 0

@@ -21,6 +21,10 @@ const maxAsked = 64
 
 // peer is the other end of a tunnel: a member, a joiner, or to a visitor the
 // door. It is the endpoint that WireGuard knows.
+//
+// Most members of a large roster are idle: of them, little more is kept than the
+// roster says. A peer wakes when there is something to send to it or something
+// came from it, and WireGuard knows it while there are messages for WireGuard.
 type peer struct {
 	bind *bind
 	id   identity.ID // zero: no member
@@ -32,23 +36,32 @@ type peer struct {
 	life    uint64        // instance that our probes name; see wire.Probe
 	out     wire.ProbeKey // of probes to the peer
 	receive wire.ProbeKey // of probes of the peer
-	sources []sourceKey   // guarded by bind.mu
+	sources []sourceKey   // guarded by bind.mu, which is held too when the keys are entered
 	homes   []identity.ID // relays that it can be reached by; guarded by Node.mu
+	claimed uint64        // the last roster that has its key; guarded by configure
+	kept    uint64        // the last roster that has it; guarded by configure
+
+	keys    sync.Once   // derive
+	waking  sync.Once   // rouse
+	awake   atomic.Bool // set with mu held
+	engaged atomic.Bool // WireGuard knows it; set with engaging held
 
 	carries []identity.WGPublic // its guests; guarded by tunnel.configure
-	guests  []netip.Addr        // their addresses; guarded by tunnel.configure
+	guests  []netip.Addr        // their addresses; guarded by tunnel.engaging
 
 	route atomic.Pointer[route]
 	size  atomic.Int64                   // largest packet for the peer that fits into a datagram; 0: what fits everywhere
 	leg   atomic.Pointer[netip.AddrPort] // where frames for the peer go: the last path without a relay
 	sent  atomic.Int64                   // instant when there last was something to send
+	timer atomic.Pointer[time.Timer]     // nil: not needed yet
 
 	mu         sync.Mutex
 	closed     bool
-	timer      *time.Timer
+	stored     []netip.AddrPort // where it may be, as the roster says
+	rumours    []netip.AddrPort // the same, as others said before it woke
 	paths      paths
 	handshakes handshakes
-	asked      map[uint64]asked // pings without an answer, by transaction
+	asked      map[uint64]asked // pings without an answer, by transaction; nil: none yet
 	waiting    []chan Path      // who waits for the next answer
 	instance   uint64           // that the peer's probes name; 0: not known yet
 	place      uint16           // that the peer's pongs of this instance name
@@ -68,18 +81,62 @@ type asked struct {
 	size int // of the ping; 0: the shortest
 }
 
-func newPeer(b *bind, self identity.WGKey, key identity.WGPublic, addr netip.Addr) (*peer, error) {
-	p := &peer{bind: b, key: key, addr: addr, name: wire.NameOf(key), life: random(), asked: map[uint64]asked{}}
-	p.paths.kind = b.kindOf
-	own := self.Public()
-	p.handshakes.first = bytes.Compare(own[:], key[:]) < 0
-	var err error
-	if p.out, p.receive, err = wire.ProbeKeys(self, key); err != nil {
-		return nil, err
+func newPeer(b *bind, key identity.WGPublic, addr netip.Addr) *peer {
+	return &peer{bind: b, key: key, addr: addr, name: wire.NameOf(key), life: random()}
+}
+
+// derive derives the keys of probes, which costs as much as a handshake, and
+// makes the peer known by them. A key of small order, which trust refuses too,
+// makes no probes: its owner is never reached.
+func (p *peer) derive() {
+	p.keys.Do(func() {
+		out, receive, err := wire.ProbeKeys(p.bind.cfg.key, p.key)
+		if err != nil {
+			p.bind.cfg.log.Warn("peer ignored", "peer", p.id.Short(), "error", err)
+			p.close()
+			return
+		}
+		p.bind.identify(p, out, receive)
+	})
+}
+
+// rouse prepares a peer for use.
+func (p *peer) rouse() {
+	p.derive()
+	p.mu.Lock()
+	p.awake.Store(true)
+	p.paths.kind = p.bind.kindOf
+	own := p.bind.cfg.key.Public()
+	p.handshakes.first = bytes.Compare(own[:], p.key[:]) < 0
+	now := p.bind.now()
+	p.paths.replace(now, roster, p.ways(p.stored)) // nothing waits for them yet
+	p.paths.learn(now, rumour, p.ways(p.rumours)...)
+	p.rumours = nil
+	p.mu.Unlock()
+	if p.bind.cfg.roused != nil {
+		p.bind.cfg.roused(p)
 	}
-	p.timer = time.AfterFunc(time.Hour, p.tick)
-	p.timer.Stop()
-	return p, nil
+}
+
+func (p *peer) isAwake() bool { return p.awake.Load() }
+
+// lock takes the lock of a peer that is used.
+func (p *peer) lock() {
+	p.waking.Do(p.rouse)
+	p.mu.Lock()
+}
+
+// alarm has tick called after some time. It takes no lock.
+func (p *peer) alarm(after time.Duration) {
+	if t := p.timer.Load(); t != nil {
+		t.Reset(after)
+		return
+	}
+	t := time.AfterFunc(after, p.tick)
+	if !p.timer.CompareAndSwap(nil, t) {
+		t.Stop()
+		p.timer.Load().Reset(after)
+	}
 }
 
 // The methods of conn.Endpoint. WireGuard counts messages under load by DstIP
@@ -97,7 +154,9 @@ func (p *peer) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = true
-	p.timer.Stop()
+	if t := p.timer.Load(); t != nil {
+		t.Stop()
+	}
 	p.paths.best = nil
 	p.route.Store(nil)
 	p.leg.Store(nil)
@@ -108,7 +167,7 @@ func (p *peer) close() {
 // belongs to a handshake. The lock is held while it does, here and below: a
 // message of a handshake that leaves late does harm.
 func (p *peer) send(now instant, bufs [][]byte) {
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	if p.closed {
 		return
@@ -168,6 +227,9 @@ func (p *peer) do(now instant, errands []errand) {
 		switch e.what {
 		case ping:
 			tx := random()
+			if p.asked == nil {
+				p.asked = map[uint64]asked{}
+			}
 			p.asked[tx] = asked{e.hop, now, e.size}
 			p.probe(now, e.hop, wire.Probe{Kind: wire.Ping, Tx: tx, Size: e.size})
 		case opening:
@@ -202,7 +264,7 @@ func (p *peer) settle() {
 		p.leg.Store(&path.Addr) // never a relay: what goes through one goes through no other
 	}
 	if due := earliest(p.paths.next, p.handshakes.next); due != 0 {
-		p.timer.Reset(due.sub(p.bind.now()))
+		p.alarm(due.sub(p.bind.now()))
 	}
 	if !path.same(p.told) {
 		p.bind.news(p)
@@ -214,7 +276,7 @@ func (p *peer) settle() {
 func (p *peer) wake(now instant) {
 	p.sent.Store(int64(now))
 	if r := p.route.Load(); r == nil || now >= r.until {
-		p.timer.Reset(0)
+		p.alarm(0)
 	}
 }
 
@@ -228,7 +290,7 @@ func earliest(a, b instant) instant {
 
 // tick does what is due.
 func (p *peer) tick() {
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	if p.closed {
 		return
@@ -247,7 +309,7 @@ func (p *peer) tick() {
 // ping answers an authenticated ping. Our own ping goes before the answer: the
 // peer, when it goes on after the answer, has then proved its address.
 func (p *peer) ping(now instant, probe wire.Probe, from hop) {
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	if p.closed {
 		return
@@ -261,7 +323,7 @@ func (p *peer) ping(now instant, probe wire.Probe, from hop) {
 // call heeds an authenticated call, or the answer to one. They come by relays
 // alone: one that comes from an address was repeated by who knows whom.
 func (p *peer) call(now instant, probe wire.Probe, from hop) {
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	if p.closed || from.via == nil || p.instance != 0 && probe.Instance != p.instance {
 		return
@@ -273,7 +335,7 @@ func (p *peer) call(now instant, probe wire.Probe, from hop) {
 // pong takes an authenticated pong and reports whether it answers a ping of
 // ours.
 func (p *peer) pong(now instant, probe wire.Probe) bool {
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	ask, ok := p.asked[probe.Tx]
 	if !ok || p.closed {
@@ -346,7 +408,7 @@ func (p *peer) renewed() {
 // restart is not proved and dealt with, the session that the initiation would
 // make would not last.
 func (p *peer) initiated(now instant, msg []byte, instance uint64) bool {
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	if p.instance != 0 && instance != p.instance {
 		return false
@@ -359,7 +421,7 @@ func (p *peer) initiated(now instant, msg []byte, instance uint64) bool {
 // responded takes a response of the peer and reports whether WireGuard is to see
 // it.
 func (p *peer) responded(msg []byte) bool {
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	return p.handshakes.answered(msg)
 }
@@ -377,21 +439,56 @@ func usable(list []netip.AddrPort, inside netip.Addr) (out []netip.AddrPort) {
 	return out
 }
 
-// learn adds addresses to try; stored ones replace those stored before.
-func (p *peer) learn(from origin, addrs []netip.AddrPort) {
-	var ways []hop
-	for _, a := range usable(addrs, p.addr) {
-		ways = append(ways, direct(a))
-	}
-	p.take(from, ways)
-}
-
-// take adds ways to the peer; those that are stored and relays replace those of
-// before.
-func (p *peer) take(from origin, ways []hop) {
+// store makes addresses to try those that the roster says.
+func (p *peer) store(addrs []netip.AddrPort) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closed {
+	if !slices.Equal(p.stored, addrs) {
+		p.stored = slices.Clone(addrs)
+		p.take(roster, p.ways(addrs))
+	}
+}
+
+// hear adds addresses to try that somebody told.
+func (p *peer) hear(addrs []netip.AddrPort) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.awake.Load() {
+		p.take(rumour, p.ways(addrs))
+		return
+	}
+	for _, a := range usable(addrs, p.addr) {
+		p.rumours = append(slices.DeleteFunc(p.rumours, func(known netip.AddrPort) bool { return known == a }), a)
+	}
+	p.rumours = p.rumours[max(0, len(p.rumours)-candidateLimit[rumour]):]
+}
+
+// ways returns the addresses that can lead to the peer.
+func (p *peer) ways(addrs []netip.AddrPort) (out []hop) {
+	for _, a := range usable(addrs, p.addr) {
+		out = append(out, direct(a))
+	}
+	return out
+}
+
+// relayBy makes relays those that may lead to the peer.
+func (p *peer) relayBy(relays []hop) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.take(relay, relays)
+}
+
+// stream adds a stream to the ways to the peer.
+func (p *peer) stream(addr netip.AddrPort) {
+	p.lock()
+	defer p.mu.Unlock()
+	p.take(rumour, []hop{direct(addr)})
+}
+
+// take adds ways to the peer, if it is awake; those that are stored and relays
+// replace those of before. The caller holds the lock.
+func (p *peer) take(from origin, ways []hop) {
+	if p.closed || !p.awake.Load() {
 		return
 	}
 	now := p.bind.now()
@@ -403,11 +500,11 @@ func (p *peer) take(from origin, ways []hop) {
 	p.settle()
 }
 
-// drop forgets a relay.
-func (p *peer) drop(via *peer) {
+// drop forgets relays.
+func (p *peer) drop(gone map[*peer]bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.paths.drop(func(h hop) bool { return h.via == via })
+	p.paths.drop(func(h hop) bool { return gone[h.via] })
 	if !p.closed {
 		p.settle()
 	}
@@ -482,7 +579,7 @@ func (p *peer) knock(ctx context.Context) (Path, error) {
 // await pings the path if it is trusted, else every candidate, and has the next
 // answer sent to a channel.
 func (p *peer) await(answer chan Path) {
-	p.mu.Lock()
+	p.lock()
 	defer p.mu.Unlock()
 	if p.closed {
 		return

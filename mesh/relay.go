@@ -130,12 +130,16 @@ func (c *carrier) setRate(from *peer, perSecond int) {
 	}
 }
 
-// forget drops what is kept of a peer that has left.
-func (c *carrier) forget(p *peer) {
+// forget drops what is kept of peers that have left.
+func (c *carrier) forget(gone []*peer) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	delete(c.buckets, p)
-	maps.DeleteFunc(c.permits, func(key [2]*peer, _ permit) bool { return key[0] == p || key[1] == p })
+	for _, p := range gone {
+		delete(c.buckets, p)
+	}
+	maps.DeleteFunc(c.permits, func(key [2]*peer, _ permit) bool {
+		return slices.Contains(gone, key[0]) || slices.Contains(gone, key[1])
+	})
 }
 
 // Relayed returns how many bytes this node has passed on for others.
@@ -364,17 +368,17 @@ func (n *Node) settleHomes() {
 	}
 }
 
+// assignAll assigns relays to the peers that are awake.
 func (n *Node) assignAll() {
-	n.mu.RLock()
-	list := slices.Collect(maps.Values(n.members))
-	n.mu.RUnlock()
-	for _, p := range list {
-		n.assign(p)
+	for _, p := range n.bind.peers((*peer).isAwake) {
+		if !p.id.IsZero() {
+			n.assign(p)
+		}
 	}
 }
 
 // assign tells a peer the relays that may lead to it: its homes, then ours, and
-// while we know of neither, any.
+// while we know of neither, any. One that is not awake is told when it wakes.
 func (n *Node) assign(p *peer) {
 	n.mu.RLock()
 	ids := append(slices.Clone(p.homes), n.homes...)
@@ -389,5 +393,5 @@ func (n *Node) assign(p *peer) {
 		}
 	}
 	n.mu.RUnlock()
-	p.take(relay, ways)
+	p.relayBy(ways)
 }

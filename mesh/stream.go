@@ -319,6 +319,7 @@ func (s *streams) hangUp(which func(*peer) bool) {
 func (s *streams) dial(ctx context.Context, p *peer, addrs []netip.AddrPort) error {
 	ctx, cancel := context.WithTimeout(ctx, streamHandshake)
 	defer cancel()
+	p.derive()
 	results := make(chan error, len(addrs))
 	conns := make(chan net.Conn)
 	for _, a := range addrs {
@@ -340,7 +341,7 @@ func (s *streams) dial(ctx context.Context, p *peer, addrs []netip.AddrPort) err
 		select {
 		case c := <-conns:
 			if started := s.start(c, p, true); started != nil {
-				p.take(rumour, []hop{direct(started.addr)})
+				p.stream(started.addr)
 				p.wake(s.bind.now())
 			}
 			return nil

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"strings"
 	"sync"
 	"time"
 
@@ -31,18 +30,21 @@ type tunnel struct {
 	dev    *device.Device
 	local  *localNet
 	onPath func(*peer, Path)
-	beat   func() // called each keepHome; nil: nothing to do
+	beat   func()                 // called each keepHome; nil: nothing to do
+	behind func(netip.Addr) *peer // who carries the guest with an address; nil: nobody
 	sights sights
 	stun   *stun           // nil: no servers
 	mapper *portmap.Mapper // nil: the router is not asked for a port
 
-	configure sync.Mutex // held while the set of WireGuard's peers changes
+	configure sync.Mutex // held while the set of peers changes
+	engaging  sync.Mutex // held, for short, while that of WireGuard changes; see halt
+	deriving  sync.Mutex // held by the one that derives keys in the background
 
 	newsMu sync.Mutex
 	news   map[*peer]bool // those with something to report
 	ready  chan struct{}  // there is some
 	done   chan struct{}
-	once   sync.Once // closes done
+	once   sync.Once // closes done, with engaging held
 	watch  sync.WaitGroup
 }
 
@@ -58,17 +60,21 @@ type tunnelConfig struct {
 	onPath func(*peer, Path)
 	relay  func(from, to *peer, frames [][]byte) int // see bindConfig; nil: nothing is relayed
 	beat   func()
-	fits   func(netip.Addr) int // largest packet to an address; nil: what fits everywhere
-	stun   []string             // servers, host:port
-	ports  bool                 // the router is asked for the port
+	fits   func(netip.Addr) int   // largest packet to an address; nil: what fits everywhere
+	stun   []string               // servers, host:port
+	ports  bool                   // the router is asked for the port
+	roused func(*peer)            // nil: nothing to do; see bindConfig
+	behind func(netip.Addr) *peer // nil: nobody carries guests
 }
 
 func openTunnel(cfg tunnelConfig) (*tunnel, error) {
 	t := &tunnel{
 		addr: cfg.addrs[0], listen: cfg.listen, told: cfg.told, log: cfg.log, local: readLocalNet(), onPath: cfg.onPath, beat: cfg.beat,
-		news: map[*peer]bool{}, ready: make(chan struct{}, 1), done: make(chan struct{}),
+		behind: cfg.behind,
+		news:   map[*peer]bool{}, ready: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	bound := bindConfig{
+		key: cfg.key, engage: t.engage, roused: cfg.roused,
 		log: cfg.log, small: cfg.host != nil, kind: t.local.kind, news: t.report, addrs: t.candidates, saw: t.saw, relay: cfg.relay,
 	}
 	if len(cfg.stun) > 0 {
@@ -98,7 +104,7 @@ func openTunnel(cfg tunnelConfig) (*tunnel, error) {
 	if cfg.fork != nil {
 		link = cfg.fork(link, t.net)
 	}
-	t.dev = device.NewDevice(link, t.bind, wireguardLog(cfg.log))
+	t.dev = device.NewDevice(&demand{Device: link, t: t}, t.bind, wireguardLog(cfg.log))
 	// With this, the endpoint that a peer is configured with stays.
 	t.dev.DisableSomeRoamingForBrokenMobileSemantics()
 	if err = t.dev.IpcSet("private_key=" + cfg.key.SecretHex() + "\n"); err == nil {
@@ -140,17 +146,32 @@ func wireguardLog(log *slog.Logger) *device.Logger {
 }
 
 func (t *tunnel) close() {
-	t.once.Do(func() {
-		close(t.done)
-		if t.mapper != nil {
-			t.mapper.Close()
-		}
-	})
-	t.watch.Wait()
-	for _, p := range t.bind.peers() {
-		t.bind.remove(p)
+	t.end()
+	if t.mapper != nil {
+		t.mapper.Close()
 	}
+	t.watch.Wait()
+	t.bind.remove(t.bind.peers(func(*peer) bool { return true }))
 	t.dev.Close()
+}
+
+// end says that the tunnel closes. WireGuard is not configured any more from
+// then on: to be configured and to close are things that it does in turn, and
+// closing waits for those who would have it configured.
+func (t *tunnel) end() {
+	t.engaging.Lock()
+	defer t.engaging.Unlock()
+	t.once.Do(func() { close(t.done) })
+}
+
+// isClosing reports whether the tunnel closes.
+func (t *tunnel) isClosing() bool {
+	select {
+	case <-t.done:
+		return true
+	default:
+		return false
+	}
 }
 
 // report enters a peer that has something to report.
@@ -164,8 +185,8 @@ func (t *tunnel) report(p *peer) {
 	}
 }
 
-// follow renews peers that restarted and passes reports on, until the tunnel
-// closes.
+// follow renews peers that restarted, lets those rest that are idle, and passes
+// reports on, until the tunnel closes.
 func (t *tunnel) follow() {
 	beat := time.NewTicker(keepHome)
 	defer beat.Stop()
@@ -174,6 +195,7 @@ func (t *tunnel) follow() {
 		case <-t.done:
 			return
 		case <-beat.C:
+			t.rest(t.bind.now())
 			if t.beat != nil {
 				t.beat()
 			}
@@ -210,7 +232,7 @@ func (t *tunnel) networkChanged() {
 	t.bind.moves.Add(1)
 	now := t.bind.now()
 	t.bind.streams.hangUp(func(*peer) bool { return true })
-	for _, p := range t.bind.peers() {
+	for _, p := range t.bind.peers((*peer).isAwake) {
 		p.moved(now)
 	}
 	if t.beat != nil {
@@ -218,34 +240,24 @@ func (t *tunnel) networkChanged() {
 	}
 }
 
-// addPeers makes peers known to the bind and to WireGuard. The caller holds
-// configure.
+// addPeers makes peers known. The caller holds configure.
 func (t *tunnel) addPeers(list []*peer) {
-	var conf strings.Builder
-	for _, p := range list {
-		t.bind.add(p)
-		describe(&conf, p)
-	}
-	t.set(conf.String())
+	t.bind.add(list)
+	t.derive(list)
 }
 
 // removePeers makes them strangers. The caller holds configure.
 func (t *tunnel) removePeers(list []*peer) {
-	for _, p := range list {
-		t.bind.remove(p)
-		t.dev.RemovePeer(device.NoisePublicKey(p.key))
+	if len(list) == 0 {
+		return
 	}
-}
-
-// setAllowed tells WireGuard of other addresses that peers may use. The caller
-// holds configure.
-func (t *tunnel) setAllowed(list []*peer) {
-	var conf strings.Builder
+	t.bind.remove(list)
 	for _, p := range list {
-		fmt.Fprintf(&conf, "public_key=%s\nupdate_only=true\nreplace_allowed_ips=true\n", p.key.Hex())
-		describeAllowed(&conf, p)
+		t.halt(p)
+		t.engaging.Lock()
+		t.dismiss(p)
+		t.engaging.Unlock()
 	}
-	t.set(conf.String())
 }
 
 // renew makes WireGuard's peer anew, without the sessions and the last time
@@ -257,42 +269,14 @@ func (t *tunnel) renew(p *peer) {
 	if !t.bind.has(p) {
 		return
 	}
-	t.dev.RemovePeer(device.NoisePublicKey(p.key))
+	t.halt(p)
 	t.net.Abort(p.addr)
-	var conf strings.Builder
-	describe(&conf, p)
-	t.set(conf.String())
+	t.engaging.Lock()
+	t.dismiss(p)
 	p.renewed()
+	p.engaged.Store(t.set(describe(p)))
+	t.engaging.Unlock()
 	if wg := t.dev.LookupPeer(device.NoisePublicKey(p.key)); wg != nil {
 		_ = wg.SendHandshakeInitiation(false)
-	}
-}
-
-// describe writes a peer in WireGuard's configuration protocol,
-// https://www.wireguard.com/xplatform/#configuration-protocol.
-func describe(w *strings.Builder, p *peer) {
-	fmt.Fprintf(w, "public_key=%s\n", p.key.Hex())
-	if p.psk != [32]byte{} {
-		fmt.Fprintf(w, "preshared_key=%x\n", p.psk)
-	}
-	fmt.Fprintf(w, "endpoint=%s\n", p.key.Hex())
-	describeAllowed(w, p)
-}
-
-func describeAllowed(w *strings.Builder, p *peer) {
-	for _, a := range append([]netip.Addr{p.addr}, p.guests...) {
-		fmt.Fprintf(w, "allowed_ip=%s/128\n", a)
-	}
-}
-
-// set configures WireGuard, unless the tunnel is closed.
-func (t *tunnel) set(conf string) {
-	select {
-	case <-t.done:
-		return
-	default:
-	}
-	if err := t.dev.IpcSet(conf); err != nil { // its lines were made here
-		t.log.Error("configure WireGuard", "error", err)
 	}
 }

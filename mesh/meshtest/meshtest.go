@@ -43,6 +43,10 @@ type Mesh struct {
 	// Config changes what a node is opened with; nil: nothing.
 	Config func(node int, c *mesh.Config)
 
+	// Knows says whether a node has another in its roster; nil: all have all. It
+	// is set before nodes start.
+	Knows func(node, other int) bool
+
 	t     testing.TB
 	addrs []netip.AddrPort // of each node's UDP socket, also while it is stopped
 	links map[[2]int]*Link
@@ -167,11 +171,11 @@ func (m *Mesh) Stop(i int) {
 // Node returns the identity of a node.
 func (m *Mesh) Node(i int) identity.ID { return m.Keys[i].Identity.ID() }
 
-// Roster returns all nodes but one as that one sees them.
+// Roster returns the nodes that one knows, without itself, as it sees them.
 func (m *Mesh) Roster(of int) []mesh.Peer {
 	var out []mesh.Peer
 	for i, k := range m.Keys {
-		if i != of {
+		if i != of && (m.Knows == nil || m.Knows(of, i)) {
 			out = append(out, mesh.Peer{ID: m.Node(i), WG: k.WG.Public(), Addrs: []netip.AddrPort{m.Addr(of, i)}})
 		}
 	}
