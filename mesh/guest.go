@@ -113,7 +113,7 @@ func (n *Node) SetGuests(keys []identity.WGPublic) error {
 // openGuests opens the port for guests. The caller holds configure.
 func (n *Node) openGuests() error {
 	link := newGuestLink(n.junction)
-	bind := &guestBind{Bind: conn.NewStdNetBind(), at: n.cfg.Listen.Addr().Unmap()}
+	bind := &guestBind{at: n.cfg.Listen.Addr()}
 	dev := device.NewDevice(link, bind, wireguardLog(n.log))
 	err := dev.IpcSet(fmt.Sprintf("private_key=%s\nlisten_port=%d\n", guestKey(n.cfg.Keys.WG).SecretHex(), n.guestPort.Load()))
 	if err == nil {
@@ -123,7 +123,7 @@ func (n *Node) openGuests() error {
 		dev.Close()
 		return fmt.Errorf("open the port for guests: %w", err)
 	}
-	n.guestPort.Store(bind.port.Load())
+	n.guestPort.Store(uint32(bind.port()))
 	n.guests = &guests{dev: dev, link: link}
 	n.junction.guests.Store(link)
 	return nil
@@ -255,46 +255,6 @@ func (n *Node) leadsOn(to netip.Addr) bool {
 		id, ok = n.carriers[to]
 	}
 	return ok && id != n.self
-}
-
-// guestBind is WireGuard's own bind. Where the node is to listen on one address
-// alone, it hears nothing that was sent to another one; systems other than Linux
-// do not tell.
-type guestBind struct {
-	conn.Bind
-	at   netip.Addr // unspecified or not valid: all
-	port atomic.Uint32
-}
-
-// Open opens the port, or any free one for 0.
-func (b *guestBind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
-	fns, port, err := b.Bind.Open(port)
-	if err != nil {
-		return nil, 0, err
-	}
-	b.port.Store(uint32(port))
-	if b.at.IsValid() && !b.at.IsUnspecified() {
-		for i := range fns {
-			fns[i] = b.only(fns[i])
-		}
-	}
-	return fns, port, nil
-}
-
-// only drops what was not sent to the address. A size of 0 is no datagram.
-func (b *guestBind) only(receive conn.ReceiveFunc) conn.ReceiveFunc {
-	return func(bufs [][]byte, sizes []int, from []conn.Endpoint) (int, error) {
-		n, err := receive(bufs, sizes, from)
-		for i := range n {
-			if from[i] == nil {
-				continue
-			}
-			if to := from[i].SrcIP(); to.IsValid() && to.Unmap() != b.at {
-				sizes[i] = 0
-			}
-		}
-		return n, err
-	}
 }
 
 // fork puts the junction between WireGuard and a network stack.
