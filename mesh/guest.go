@@ -193,7 +193,7 @@ func isPublic(a netip.Addr) bool {
 func (n *Node) Carrier(guest netip.Addr) (identity.ID, bool) {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	id, ok := n.carriers[guest]
+	id, ok := n.carriedBy[guest]
 	return id, ok
 }
 
@@ -205,11 +205,11 @@ func (n *Node) moveGuests(by identity.ID, had, has []identity.WGPublic) {
 	for _, k := range had {
 		if !slices.Contains(has, k) {
 			gone = append(gone, n.cfg.Mesh.GuestAddress(by, k))
-			delete(n.carriers, gone[len(gone)-1])
+			delete(n.carriedBy, gone[len(gone)-1])
 		}
 	}
 	for _, k := range has {
-		n.carriers[n.cfg.Mesh.GuestAddress(by, k)] = by
+		n.carriedBy[n.cfg.Mesh.GuestAddress(by, k)] = by
 	}
 	n.mu.Unlock()
 	for _, addr := range gone {
@@ -252,7 +252,7 @@ func (n *Node) leadsOn(to netip.Addr) bool {
 	defer n.mu.RUnlock()
 	id, ok := n.byAddr[to]
 	if !ok {
-		id, ok = n.carriers[to]
+		id, ok = n.carriedBy[to]
 	}
 	return ok && id != n.self
 }
