@@ -113,7 +113,7 @@ func (n *Node) SetGuests(keys []identity.WGPublic) error {
 // openGuests opens the port for guests. The caller holds configure.
 func (n *Node) openGuests() error {
 	link := newGuestLink(n.junction)
-	bind := &guestBind{Bind: conn.NewStdNetBind(), at: n.cfg.Listen.Addr().Unmap()}
+	bind := &guestBind{at: n.cfg.Listen.Addr()}
 	dev := device.NewDevice(link, bind, wireguardLog(n.log))
 	err := dev.IpcSet(fmt.Sprintf("private_key=%s\nlisten_port=%d\n", guestKey(n.cfg.Keys.WG).SecretHex(), n.guestPort.Load()))
 	if err == nil {
@@ -123,7 +123,7 @@ func (n *Node) openGuests() error {
 		dev.Close()
 		return fmt.Errorf("open the port for guests: %w", err)
 	}
-	n.guestPort.Store(bind.port.Load())
+	n.guestPort.Store(uint32(bind.port()))
 	n.guests = &guests{dev: dev, link: link}
 	n.junction.guests.Store(link)
 	return nil
@@ -186,7 +186,7 @@ func (n *Node) GuestEndpoint() (at netip.AddrPort, public bool) {
 func (n *Node) Carrier(guest netip.Addr) (identity.ID, bool) {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	id, ok := n.carriers[guest]
+	id, ok := n.carriedBy[guest]
 	return id, ok
 }
 
@@ -198,11 +198,11 @@ func (n *Node) moveGuests(by identity.ID, had, has []identity.WGPublic) {
 	for _, k := range had {
 		if !slices.Contains(has, k) {
 			gone = append(gone, n.cfg.Mesh.GuestAddress(by, k))
-			delete(n.carriers, gone[len(gone)-1])
+			delete(n.carriedBy, gone[len(gone)-1])
 		}
 	}
 	for _, k := range has {
-		n.carriers[n.cfg.Mesh.GuestAddress(by, k)] = by
+		n.carriedBy[n.cfg.Mesh.GuestAddress(by, k)] = by
 	}
 	n.mu.Unlock()
 	for _, addr := range gone {
@@ -229,7 +229,7 @@ func (n *Node) setMemberGuests(p *peer, keys []identity.WGPublic) {
 func (n *Node) behind(guest netip.Addr) *peer {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	return n.members[n.carriers[guest]]
+	return n.members[n.carriedBy[guest]]
 }
 
 // guestsMay reports whether a packet of a guest's may reach a node: not the
@@ -251,46 +251,6 @@ func (n *Node) guestsMay(p netstack.Packet) bool {
 func (n *Node) leadsOn(to netip.Addr) bool {
 	p := n.toward(to)
 	return p != nil && !p.id.IsZero()
-}
-
-// guestBind is WireGuard's own bind. Where the node is to listen on one address
-// alone, it hears nothing that was sent to another one; systems other than Linux
-// do not tell.
-type guestBind struct {
-	conn.Bind
-	at   netip.Addr // unspecified or not valid: all
-	port atomic.Uint32
-}
-
-// Open opens the port, or any free one for 0.
-func (b *guestBind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
-	fns, port, err := b.Bind.Open(port)
-	if err != nil {
-		return nil, 0, err
-	}
-	b.port.Store(uint32(port))
-	if b.at.IsValid() && !b.at.IsUnspecified() {
-		for i := range fns {
-			fns[i] = b.only(fns[i])
-		}
-	}
-	return fns, port, nil
-}
-
-// only drops what was not sent to the address. A size of 0 is no datagram.
-func (b *guestBind) only(receive conn.ReceiveFunc) conn.ReceiveFunc {
-	return func(bufs [][]byte, sizes []int, from []conn.Endpoint) (int, error) {
-		n, err := receive(bufs, sizes, from)
-		for i := range n {
-			if from[i] == nil {
-				continue
-			}
-			if to := from[i].SrcIP(); to.IsValid() && to.Unmap() != b.at {
-				sizes[i] = 0
-			}
-		}
-		return n, err
-	}
 }
 
 // fork puts the junction between WireGuard and a network stack.

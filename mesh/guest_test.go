@@ -147,7 +147,7 @@ func TestGuest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ln.Close()
+	defer func() { _ = ln.Close() }()
 	go meshtest.Echo(ln)
 	l.reaches(second, ln.Addr().String()).Close()
 	third, err := identity.NewWGKey()
@@ -278,5 +278,8 @@ func TestGuestPortIsSilent(t *testing.T) {
 	if err != nil || strings.Contains(state, "tx_bytes=0\n") || !strings.Contains(state, "rx_bytes=0\n") {
 		t.Errorf("an unknown key sent nothing or got something: %v\n%s", err, state)
 	}
+	// The node listens on one address of the host's alone.
+	beside := strings.ReplaceAll(config, "127.0.0.1", "[::1]")
+	l.inVain(l.phone(beside, netip.Addr{}), "at another address", l.addr(0, meshtest.EchoPort))
 	l.reaches(l.phone(config, netip.Addr{}), l.addr(0, meshtest.EchoPort)).Close()
 }

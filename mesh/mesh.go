@@ -116,13 +116,13 @@ type Node struct {
 	guests    *guests       // nil: none; guarded by configure
 	guestPort atomic.Uint32 // the one in use or used last; 0: none
 
-	mu       sync.RWMutex
-	members  map[identity.ID]*peer
-	carriers map[netip.Addr]identity.ID // by address of the guest
-	joiners  map[identity.ID]*joiner
-	relays   []Relay       // that may be used, as told
-	homes    []identity.ID // those with a path that is kept open
-	calling  chan struct{} // has something in it when relays may have to be called
+	mu        sync.RWMutex
+	members   map[identity.ID]*peer
+	carriedBy map[netip.Addr]identity.ID // by address of the guest
+	joiners   map[identity.ID]*joiner
+	relays    []Relay       // that may be used, as told
+	homes     []identity.ID // those with a path that is kept open
+	calling   chan struct{} // has something in it when relays may have to be called
 
 	rosters uint64 // how many there were; guarded by configure
 }
@@ -131,14 +131,14 @@ type Node struct {
 func Open(cfg Config) (*Node, error) {
 	self := cfg.Keys.Identity.ID()
 	n := &Node{
-		cfg:      cfg,
-		self:     self,
-		door:     cfg.Mesh.DoorAddress(),
-		members:  map[identity.ID]*peer{},
-		carriers: map[netip.Addr]identity.ID{},
-		joiners:  map[identity.ID]*joiner{},
-		carrier:  newCarrier(cfg.Relay),
-		calling:  make(chan struct{}, 1),
+		cfg:       cfg,
+		self:      self,
+		door:      cfg.Mesh.DoorAddress(),
+		members:   map[identity.ID]*peer{},
+		carriedBy: map[netip.Addr]identity.ID{},
+		joiners:   map[identity.ID]*joiner{},
+		carrier:   newCarrier(cfg.Relay),
+		calling:   make(chan struct{}, 1),
 	}
 	n.guestPort.Store(uint32(cfg.GuestPort))
 	var pass func(from, to *peer, frames [][]byte) int

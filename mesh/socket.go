@@ -196,6 +196,7 @@ type reader struct {
 	left  []ipv6.Message // read, and not given out yet
 	rest  []byte         // of the first of left
 	size  int            // of a datagram in rest, but for the last
+	about []byte         // control messages of those in rest
 	from  netip.AddrPort
 }
 
@@ -227,8 +228,8 @@ func (r *reader) next() (datagram []byte, from netip.AddrPort, ok bool) {
 		}
 		m := &r.left[0]
 		r.left = r.left[1:]
-		r.rest, r.size = m.Buffers[0][:m.N], m.N
-		if size := segmentsOf(m.OOB[:m.NN]); size > 0 {
+		r.rest, r.size, r.about = m.Buffers[0][:m.N], m.N, m.OOB[:m.NN]
+		if size := segmentsOf(r.about); size > 0 {
 			r.size = size
 		}
 		from := m.Addr.(*net.UDPAddr).AddrPort()

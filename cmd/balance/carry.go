@@ -52,14 +52,16 @@ func keptGuestPort(ctx context.Context, db *store.Store) (uint16, error) {
 // whenever that changes.
 func openHosting(node *mesh.Node, db *store.Store, who *roster, log *slog.Logger) *hosting {
 	h := &hosting{node: node, db: db, who: who, log: log, wake: make(chan struct{}, 1)}
-	who.each(func(s *trust.State) {
-		now := time.Now()
-		good := slices.DeleteFunc(slices.Clone(s.Guests[who.self]), func(g trust.Guest) bool { return expired(g, now) })
-		if err := node.SetGuests(keysOf(good)); err != nil { // no reason for the node not to be up
-			log.Error("guests cannot come in", "error", err)
-		}
-	})
+	who.each(h.carry)
 	return h
+}
+
+func (h *hosting) carry(s *trust.State) {
+	now := time.Now()
+	good := slices.DeleteFunc(slices.Clone(s.Guests[h.who.self]), func(g trust.Guest) bool { return expired(g, now) })
+	if err := h.node.SetGuests(keysOf(good)); err != nil { // no reason for the node not to be up
+		h.log.Error("guests cannot come in", "error", err)
+	}
 }
 
 func keysOf(list []trust.Guest) (keys []identity.WGPublic) {
@@ -73,9 +75,13 @@ func expired(g trust.Guest, now time.Time) bool {
 	return g.NotAfter != 0 && now.After(g.Expires())
 }
 
-// run takes back guests whose time is over, until ctx ends.
+// run takes back guests whose time is over, until ctx ends, and tries again to
+// open a port for guests that was not free.
 func (h *hosting) run(ctx context.Context) error {
 	for {
+		h.mu.Lock() // under which alone this machine's guests change
+		h.carry(h.who.now())
+		h.mu.Unlock()
 		wait := time.Minute // a clock that was set, or a machine that slept, is noticed after as long
 		for _, g := range h.who.now().Guests[h.who.self] {
 			if expired(g, time.Now()) {
@@ -110,6 +116,9 @@ func (h *hosting) begin(ctx context.Context, req guestRequest) (guestReply, erro
 		if err := checkEndpoint(req.Endpoint); err != nil {
 			return none, err
 		}
+	}
+	if at, _ := h.node.GuestEndpoint(); req.Endpoint == "" && !at.IsValid() {
+		return none, fail("failure", "connect it to a network, or say where it is with --endpoint", "this machine has no address that a guest could reach")
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()

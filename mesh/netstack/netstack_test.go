@@ -346,5 +346,8 @@ func FuzzParse(f *testing.F) {
 		if ok && (p.Proto == TCP) && p.DstPort != binary.BigEndian.Uint16(b[42:44]) {
 			t.Errorf("port %d of %x", p.DstPort, b)
 		}
+		if ok && p.Proto == ICMPv6 && p.Type != b[40] {
+			t.Errorf("type %d of %x", p.Type, b)
+		}
 	})
 }
