@@ -22,7 +22,7 @@ func TestCrowd(t *testing.T) {
 	)
 	n, near := 1000, 25 // neighbours on either side
 	if meshtest.Race {
-		n, near = 100, 5
+		n, near = 30, 5
 	}
 	start := time.Now()
 	m := meshtest.Prepare(t, n)

@@ -2,6 +2,6 @@
 
 package meshtest
 
-// Race says that the race detector is on. Key exchanges then take ten times as
-// long and more, and there can be 8,128 goroutines.
+// Race says that the race detector is on. A node takes 65 MB then, and key
+// exchanges ten times as long.
 const Race = true
