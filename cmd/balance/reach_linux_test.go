@@ -143,6 +143,37 @@ func TestNATMatrix(t *testing.T) {
 	t.Log("\n" + out.String())
 }
 
+// A router that forwards the port on request makes a node behind it reachable,
+// though it is a hard one. The node gives the port back.
+func TestPortMapping(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
+	lab := netlab.New(t)
+	home, office := lab.Router(netlab.Hard, "192.168.1"), lab.Router(netlab.Hard, "192.168.1")
+	home.MapPorts()
+	_, nodes := labMesh(t, lab, home.Host("a"), office.Host("b"))
+	a, b := nodes[0], nodes[1]
+	a.knows(b)
+	b.knows(a)
+	awaitPeers("direct", nodes...)
+	var r netcheckReply
+	if err := json.Unmarshal([]byte(a.must("netcheck", "--json")), &r); err != nil {
+		t.Fatal(err)
+	}
+	want := mappingReply{Asked: true, Protocol: "nat-pmp", External: fmt.Sprintf("%s:%d", a.Public(), r.Port), Usable: true}
+	if r.Mapping != want || !slices.Contains(r.Addresses, want.External) {
+		t.Errorf("the mapping is %+v, want %+v; told are %q", r.Mapping, want, r.Addresses)
+	}
+	if to := home.Forwarded()[uint16(r.Port)]; to != a.Addr() {
+		t.Errorf("the router forwards the port to %v", to)
+	}
+	start := time.Now()
+	a.must("down")
+	t.Logf("down after %v", time.Since(start).Round(time.Millisecond))
+	a.eventually("the port is given back", func() bool { return len(home.Forwarded()) == 0 })
+}
+
 // meets has one node use another at once, waits until they are on a kind of path
 // in both directions, and returns figures about it: how long the run took, how
 // long after its beginning that path was in use, and the path.
