@@ -384,7 +384,7 @@ func serveSTUN(t *testing.T, h *netlab.Host) string {
 		t.Fatal(err)
 	}
 	done := make(chan struct{})
-	t.Cleanup(func() { c.Close(); <-done })
+	t.Cleanup(func() { _ = c.Close(); <-done })
 	go func() {
 		defer close(done)
 		buf := make([]byte, 1500)
