@@ -132,6 +132,7 @@ func (n *Node) report(start instant) Report {
 	_, usable := n.forwarded()
 	r.Mapping = Mapping{m.Protocol, m.External, usable}
 	var fresh []Sight
+	lately := false
 	for _, s := range n.sights.newest(now) {
 		if n.local.kind(s.at.Addr()) == LAN {
 			continue
@@ -143,13 +144,14 @@ func (n *Node) report(start instant) Report {
 		r.Sights = append(r.Sights, out)
 		if s.when >= start {
 			fresh = append(fresh, out)
+			lately = lately || s.when.within(keepHome, now)
 		}
 	}
 	for _, s := range fresh {
 		r.IPv4, r.IPv6 = r.IPv4 || s.Us.Addr().Is4(), r.IPv6 || s.Us.Addr().Is6()
 	}
 	paths := n.reportRelays(&r)
-	r.UDP = udpOf(len(fresh) > 0, paths)
+	r.UDP = udpOf(len(fresh) > 0, lately, paths)
 	if r.UDP != UDPBlocked { // what was seen before it was blocked is no more
 		if r.NAT = natOf(n.ownAddrs(), fresh); r.NAT == NATUnknown {
 			r.NAT = natOf(n.ownAddrs(), r.Sights)
@@ -217,12 +219,13 @@ func natOf(own []netip.Addr, sights []Sight) NAT {
 	return NATEasy
 }
 
-// udpOf concludes from whether somebody outside has answered lately, and from
-// the paths to all members. A stream is used only where UDP reaches no relay.
-func udpOf(outside bool, paths []Path) UDP {
+// udpOf concludes from whether somebody outside has answered, and did so within
+// the time in which a relay is asked, and from the paths to all members. A stream
+// is used only where UDP reaches no relay.
+func udpOf(outside, lately bool, paths []Path) UDP {
 	has := func(k Kind) bool { return slices.ContainsFunc(paths, func(p Path) bool { return p.Kind == k }) }
 	switch {
-	case has(TCP) && !(outside && has(Direct)): // those that answered may have done so before
+	case has(TCP) && !lately:
 		return UDPBlocked
 	case outside, has(Direct):
 		return UDPWorks

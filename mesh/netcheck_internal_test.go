@@ -44,27 +44,26 @@ func TestNATOf(t *testing.T) {
 
 func TestUDPOf(t *testing.T) {
 	for _, c := range []struct {
-		outside bool
-		kinds   []Kind
-		want    UDP
+		outside, lately bool
+		kinds           []Kind
+		want            UDP
 	}{
-		{false, nil, UDPUnknown},
-		{false, []Kind{None, Relayed}, UDPUnknown},
-		{false, []Kind{LAN, None}, UDPLocal},
-		{false, []Kind{LAN, Direct}, UDPWorks},
-		{false, []Kind{TCP, Relayed}, UDPBlocked},
-		{false, []Kind{LAN, TCP}, UDPBlocked},
-		{true, []Kind{TCP}, UDPBlocked},
-		{true, []Kind{TCP, Direct}, UDPWorks},
-		{false, []Kind{TCP, Direct}, UDPBlocked},
-		{true, []Kind{Relayed}, UDPWorks},
+		{false, false, nil, UDPUnknown},
+		{false, false, []Kind{None, Relayed}, UDPUnknown},
+		{false, false, []Kind{LAN, None}, UDPLocal},
+		{false, false, []Kind{LAN, Direct}, UDPWorks},
+		{false, false, []Kind{TCP, Relayed}, UDPBlocked},
+		{false, false, []Kind{LAN, TCP}, UDPBlocked},
+		{true, false, []Kind{TCP, Direct}, UDPBlocked}, // Direct is not in use any more
+		{true, true, []Kind{TCP, Direct}, UDPWorks},
+		{true, false, []Kind{Relayed}, UDPWorks},
 	} {
 		var paths []Path
 		for _, k := range c.kinds {
 			paths = append(paths, Path{Kind: k})
 		}
-		if got := udpOf(c.outside, paths); got != c.want {
-			t.Errorf("%v %v: %s, want %s", c.outside, c.kinds, got, c.want)
+		if got := udpOf(c.outside, c.lately, paths); got != c.want {
+			t.Errorf("%v: %s, want %s", c, got, c.want)
 		}
 	}
 }

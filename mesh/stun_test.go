@@ -27,7 +27,7 @@ func serveSTUN(t *testing.T, us netip.AddrPort) string {
 		t.Fatal(err)
 	}
 	done := make(chan struct{})
-	t.Cleanup(func() { c.Close(); other.Close(); <-done })
+	t.Cleanup(func() { _, _ = c.Close(), other.Close(); <-done })
 	go func() {
 		defer close(done)
 		buf := make([]byte, 100)
@@ -66,7 +66,7 @@ func TestSTUN(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer n.Close()
+	defer func() { _ = n.Close() }()
 	meshtest.Eventually(t, 30*time.Second, "the address is known", func() bool { return slices.Contains(n.Addrs(), us) })
 	for _, a := range n.Addrs() {
 		if a != us && !a.Addr().IsLoopback() {

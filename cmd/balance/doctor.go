@@ -89,14 +89,14 @@ func ofThisNode(e *exam) (out []finding) {
 }
 
 func ofUDP(e *exam) (out []finding) {
-	direct := slices.ContainsFunc(e.others, func(r nodeRow) bool { return r.Path != fleet.PathNone })
+	answered := slices.ContainsFunc(e.others, func(r nodeRow) bool { return r.Path != fleet.PathNone })
 	switch {
 	case e.net.UDP == mesh.UDPBlocked:
 		out = append(out, finding{
 			levelWarning, "UDP does not get out of this machine's network: members are reached by TCP, through a relay",
 			fmt.Sprintf("let UDP pass in the firewalls of this host and of its network: out to any port, in to port %d", e.net.Port),
 		})
-	case len(e.others) > 0 && !direct:
+	case len(e.others) > 0 && !answered:
 		f := finding{levelProblem, "no member answers: this machine is off the net, or its UDP is blocked, or all are down", "see whether this machine has a network, and whether the others run"}
 		if !offersTCP(e) {
 			f.Do += "; where UDP is blocked, a member with a public address can help: balance up --relay-tcp :443"

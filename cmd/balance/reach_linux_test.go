@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -141,6 +142,37 @@ func TestNATMatrix(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Log("\n" + out.String())
+}
+
+// A router that forwards the port on request makes a node behind it reachable,
+// though it is a hard one. The node gives the port back.
+func TestPortMapping(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
+	lab := netlab.New(t)
+	home, office := lab.Router(netlab.Hard, "192.168.1"), lab.Router(netlab.Hard, "192.168.1")
+	home.MapPorts()
+	_, nodes := labMesh(t, lab, home.Host("a"), office.Host("b"))
+	a, b := nodes[0], nodes[1]
+	a.knows(b)
+	b.knows(a)
+	awaitPeers("direct", nodes...)
+	var r netcheckReply
+	if err := json.Unmarshal([]byte(a.must("netcheck", "--json")), &r); err != nil {
+		t.Fatal(err)
+	}
+	want := mappingReply{Asked: true, Protocol: "nat-pmp", External: fmt.Sprintf("%s:%d", a.Public(), r.Port), Usable: true}
+	if r.Mapping != want || !slices.Contains(r.Addresses, want.External) {
+		t.Errorf("the mapping is %+v, want %+v; told are %q", r.Mapping, want, r.Addresses)
+	}
+	if to := home.Forwarded()[uint16(r.Port)]; to != a.Addr() {
+		t.Errorf("the router forwards the port to %v", to)
+	}
+	start := time.Now()
+	a.must("down")
+	t.Logf("down after %v", time.Since(start).Round(time.Millisecond))
+	a.eventually("the port is given back", func() bool { return len(home.Forwarded()) == 0 })
 }
 
 // meets has one node use another at once, waits until they are on a kind of path
@@ -340,5 +372,62 @@ func TestBadLink(t *testing.T) {
 	t.Logf("%d of %d dispatches in %v", done.Load(), runs, took.Round(time.Millisecond))
 	if done.Load() != runs {
 		t.Errorf("%d of %d dispatches came to a good end", done.Load(), runs)
+	}
+}
+
+// serveSTUN answers binding requests on a host as RFC 8489 has it, until the test
+// ends.
+func serveSTUN(t *testing.T, h *netlab.Host) string {
+	t.Helper()
+	c, err := h.ListenUDP(3478)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	t.Cleanup(func() { _ = c.Close(); <-done })
+	go func() {
+		defer close(done)
+		buf := make([]byte, 1500)
+		for {
+			n, from, err := c.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				return
+			}
+			if n < 20 {
+				continue
+			}
+			b := append([]byte{1, 1, 0, 12}, buf[4:20]...)
+			b = append(b, 0, 0x20, 0, 8, 0, 1)
+			b = binary.BigEndian.AppendUint16(b, from.Port()^0x2112)
+			ip := from.Addr().Unmap().As4()
+			b = binary.BigEndian.AppendUint32(b, binary.BigEndian.Uint32(ip[:])^0x2112A442)
+			_, _ = c.WriteToUDPAddrPort(b, from)
+		}
+	}()
+	return fmt.Sprintf("%s:3478", h.Addr())
+}
+
+// One member outside and one STUN server tell what kind of NAT there is, which
+// one of them alone does not.
+func TestSTUN(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
+	lab := netlab.New(t)
+	server := serveSTUN(t, lab.Internet.Host("stun"))
+	pub := newLabNode(t, lab.Internet.Host("pub"))
+	a := newLabNode(t, lab.Router(netlab.Easy, "192.168.1").Host("a"), "--stun", server)
+	foundLab(pub, a)
+	a.knows(pub)
+	var r netcheckReply
+	a.eventually("it knows its NAT", func() bool {
+		if err := json.Unmarshal([]byte(a.must("netcheck", "--json")), &r); err != nil {
+			t.Fatal(err)
+		}
+		return r.NAT == mesh.NATEasy
+	})
+	want := fmt.Sprintf("%s:%d", a.Public(), r.Port)
+	if !slices.ContainsFunc(r.Seen, func(s seenReply) bool { return s.By == "" && s.At == server && s.As == want }) {
+		t.Errorf("no server has seen it as %s: %+v", want, r.Seen)
 	}
 }

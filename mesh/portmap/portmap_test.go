@@ -42,7 +42,7 @@ func newFakeRouter(t *testing.T, answer func(request []byte) []byte) *fakeRouter
 	}
 	f := &fakeRouter{at: addrPort(c.LocalAddr())}
 	done := make(chan struct{})
-	t.Cleanup(func() { c.Close(); <-done })
+	t.Cleanup(func() { _ = c.Close(); <-done })
 	go func() {
 		defer close(done)
 		buf := make([]byte, maxPCP)

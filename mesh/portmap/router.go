@@ -14,6 +14,6 @@ func routerAt(gw netip.Addr) (Router, error) {
 	if err != nil {
 		return Router{}, err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	return Router{gw, addrPort(c.LocalAddr()).Addr()}, nil
 }

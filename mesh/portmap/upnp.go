@@ -51,11 +51,11 @@ func findGateway(ctx context.Context, r Router) (*url.URL, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	ctx, cancel := context.WithTimeout(ctx, upnpSearch)
 	defer cancel()
 	for _, device := range []string{internetgateway2.URN_WANConnectionDevice_1, internetgateway2.URN_WANConnectionDevice_2} {
-		answers, err := ssdp.RawSearch(ctx, c, device, 2)
+		answers, err := ssdp.RawSearch(ctx, c, device, 2) //nolint:bodyclose // each is a datagram
 		if err != nil {
 			return nil, err
 		}

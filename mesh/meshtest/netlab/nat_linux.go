@@ -35,17 +35,16 @@ const (
 // They replace those of another kind.
 func natRules(kind NAT) string {
 	// What each kind adds to what all of them do.
-	var inbound, remember, forward, flags string
+	var remember, forward, flags string
 	input := "drop"
 	switch kind {
 	case Easy:
 	case EasyRej:
 		input = "accept"
 	case Cone:
-		// Masquerading keeps the port, so it is enough to know whose it is.
-		inbound = `iifname "wan" meta l4proto udp dnat to udp dport map @inside`
+		// Masquerading keeps the port, so it is enough to know whose it is. In
+		// the other kinds the map has what Network.MapPorts was asked for.
 		remember = `oifname "wan" meta l4proto udp update @inside { udp sport : ip saddr }`
-		forward = "ct status dnat accept"
 	case Hard:
 		flags = "fully-random"
 	case NoUDP:
@@ -53,14 +52,14 @@ func natRules(kind NAT) string {
 	default:
 		panic("netlab: no such NAT: " + string(kind))
 	}
-	return strings.NewReplacer("INBOUND", inbound, "REMEMBER", remember, "FORWARD", forward, "FLAGS", flags, "INPUT", input).Replace(`
+	return strings.NewReplacer("REMEMBER", remember, "FORWARD", forward, "FLAGS", flags, "INPUT", input).Replace(`
 table ip nat
 delete table ip nat
 table ip nat {
 	map inside { type inet_service : ipv4_addr; flags dynamic,timeout; timeout 5m; size 65535; }
 	chain prerouting {
 		type nat hook prerouting priority dstnat
-		INBOUND
+		iifname "wan" meta l4proto udp dnat to udp dport map @inside
 	}
 	chain postrouting {
 		type nat hook postrouting priority srcnat
@@ -70,6 +69,7 @@ table ip nat {
 	chain forward {
 		type filter hook forward priority filter; policy drop
 		FORWARD
+		ct status dnat accept
 		ct state established,related accept
 		iifname "lan" accept
 	}

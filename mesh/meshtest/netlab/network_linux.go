@@ -15,6 +15,8 @@ type Network struct {
 	public netip.Addr   // of a LAN behind a router: the router's
 	uplink string       // of a LAN behind a router: the internet's end of its cable
 	hosts  int          // addresses of a LAN that are in use
+
+	forwards *forwards // nil: the router forwards no ports
 }
 
 // LAN makes a LAN without a router: a switch. The network is the first three
