@@ -31,6 +31,7 @@ type wgLab struct {
 	delay  func() time.Duration // of a datagram
 	gap    func() time.Duration // between goroutines
 	lost   func() bool
+	open   instant     // before it, all is lost
 	twice  func() bool // a datagram arrives twice
 	fail   func(...any)
 }
@@ -39,7 +40,7 @@ func (l *wgLab) at(t instant, f func()) { l.events[t] = append(l.events[t], f) }
 
 // send carries a message to the other end.
 func (l *wgLab) send(now instant, from int, msg []byte) {
-	if msg == nil || l.lost() {
+	if msg == nil || now < l.open || l.lost() {
 		return
 	}
 	t := now.add(l.delay())
@@ -165,11 +166,13 @@ func TestHandshakes(t *testing.T) {
 		l.ends[0].passed, l.ends[1].passed = map[string]instant{}, map[string]instant{}
 		who := rapid.SampledFrom([][]int{{0}, {1}, {0, 1}}).Draw(t, "who")
 		for _, i := range who {
-			begin := start.add(time.Duration(rapid.IntRange(0, 60).Draw(t, "begin")) * ms)
+			begin := start.add(time.Duration(rapid.OneOf(rapid.IntRange(0, 60), rapid.IntRange(0, 1000)).Draw(t, "begin")) * ms)
 			l.at(begin, func() { l.initiate(begin, i) })
 		}
-		for _, at := range rapid.SliceOfN(rapid.IntRange(0, 200), 0, 4).Draw(t, "paths found") {
-			found := start.add(time.Duration(at) * ms)
+		l.open = start.add(time.Duration(rapid.OneOf(rapid.Just(0), rapid.IntRange(0, 1000)).Draw(t, "open")) * ms)
+		found := rapid.SliceOfN(rapid.OneOf(rapid.IntRange(0, 20), rapid.IntRange(0, 1000)), 0, 4).Draw(t, "paths found")
+		for _, at := range append(found, 0) {
+			found := l.open.add(time.Duration(at) * ms)
 			for i := range l.ends {
 				l.at(found, func() { l.send(found, i, l.ends[i].h.again(found)) })
 			}
