@@ -154,7 +154,7 @@ const (
 // answers loses the path. One that only a relay has answered goes on to its end,
 // and begins anew every now and then.
 //
-// Where a relay is known, a NAT is opened from both sides in turn. Our first
+// Where a relay can be sent to, a NAT is opened from both sides in turn. Our first
 // pings to strange addresses go no farther than our own NAT; the call goes by
 // the relay; the peer's pings then come in, and open its NAT; its answer comes by
 // the relay, and from then on our pings arrive. A datagram that came to the
@@ -163,7 +163,8 @@ const (
 // port for it, and remember that for 30 s: hence the order, and a recheck later
 // than that.
 type paths struct {
-	kind func(hop) Kind // of a candidate
+	kind  func(hop) Kind // of a candidate
+	leads func(hop) bool // whether a relay can be sent to now
 
 	candidates []*candidate
 	best       *candidate // the path; nil: none
@@ -201,7 +202,7 @@ func (p *paths) path() Path {
 func (p *paths) isTrusted(now instant) bool { return p.best != nil && now < p.trusted }
 
 // first returns where to send a message that begins a session while no path is
-// trusted: to every candidate, without the strange ones if there are relays.
+// trusted: to every candidate, without the strange ones if a relay carries it.
 func (p *paths) first() []hop {
 	relayed := p.hasRelay()
 	var out []hop
@@ -213,8 +214,10 @@ func (p *paths) first() []hop {
 	return out
 }
 
+// hasRelay reports whether there is a relay that can be sent to. When a node has
+// just started, there may be none yet: then nothing is gained by care.
 func (p *paths) hasRelay() bool {
-	return slices.ContainsFunc(p.candidates, func(c *candidate) bool { return c.kind == Relayed })
+	return slices.ContainsFunc(p.candidates, func(c *candidate) bool { return c.kind == Relayed && p.leads(c.hop) })
 }
 
 // callers returns the ways by which the peer has called lately.
@@ -422,12 +425,12 @@ func (p *paths) relocated() {
 	}
 }
 
-// learn is called when ways to the peer became known. They are asked at once
-// where traffic waits for them.
+// learn is called when ways to the peer became known, or a relay can be sent to
+// now. They are asked at once where traffic waits for them.
 func (p *paths) learn(now instant, from origin, ways ...hop) []errand {
 	var fresh []*candidate
 	for _, h := range ways {
-		if p.find(h) == nil {
+		if c := p.find(h); c == nil || c.kind == Relayed && p.best == nil && c.answered == 0 {
 			fresh = append(fresh, p.add(now, h, from))
 		} else {
 			p.add(now, h, from)

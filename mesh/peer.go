@@ -65,7 +65,7 @@ type asked struct {
 
 func newPeer(b *bind, self identity.WGKey, key identity.WGPublic, addr netip.Addr) (*peer, error) {
 	p := &peer{bind: b, key: key, addr: addr, name: wire.NameOf(key), life: random(), asked: map[uint64]asked{}}
-	p.paths.kind = b.kindOf
+	p.paths.kind, p.paths.leads = b.kindOf, leads
 	own := self.Public()
 	p.handshakes.first = bytes.Compare(own[:], key[:]) < 0
 	var err error
