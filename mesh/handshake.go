@@ -70,6 +70,16 @@ func (h *handshakes) initiated(now instant, msg []byte) bool {
 	return !h.busy(now)
 }
 
+// renewed returns what remains when WireGuard's peer has been made anew: that the
+// new one may be about to answer an initiation which the old one was given.
+func (h *handshakes) renewed(now instant) handshakes {
+	fresh := handshakes{first: h.first}
+	if h.busy(now) {
+		fresh.their, fresh.arrived, fresh.passed = h.their, h.arrived, h.passed
+	}
+	return fresh
+}
+
 // busy reports whether WireGuard is about to answer an initiation of the peer.
 func (h *handshakes) busy(now instant) bool {
 	return h.their != nil && h.reply == nil && h.arrived.within(retry, now)

@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"bytes"
 	"encoding/binary"
 	"slices"
 	"testing"
@@ -197,6 +198,27 @@ func TestHandshakeEnds(t *testing.T) {
 	}
 	if sent < 4 || sent > 8 || now.sub(start) > 2*handshakeLife {
 		t.Errorf("sent %d times in %v", sent, now.sub(start))
+	}
+}
+
+// While WireGuard's peer is made anew, no initiation gets to it that it would
+// answer together with beginning itself.
+func TestHandshakeRestart(t *testing.T) {
+	their, ours := make([]byte, 148), make([]byte, 148)
+	their[4], ours[4] = 1, 2
+	p := &peer{instance: 1, restarted: 2}
+	if p.initiated(start, their, 1) { // by a relay, of which the last probe is older
+		t.Error("an initiation passes while the restart is being dealt with")
+	}
+	h := handshakes{}
+	if pass, _ := h.arrives(start, their); !pass {
+		t.Fatal("an initiation does not pass")
+	}
+	if h = h.renewed(start.add(ms)); h.initiated(start.add(ms), ours) {
+		t.Error("an initiation leaves while WireGuard may be answering one")
+	}
+	if !bytes.Equal(h.again(start.add(2*retry)), ours) {
+		t.Error("it does not leave later")
 	}
 }
 
