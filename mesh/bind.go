@@ -133,6 +133,9 @@ func (b *bind) kindOf(h hop) Kind {
 	return b.cfg.kind(h.addr.Addr())
 }
 
+// leads reports whether there is a way to the relay of h.
+func leads(h hop) bool { return h.via.leg.Load() != nil }
+
 func (b *bind) port() uint16 {
 	if b.v4 != nil {
 		return b.v4.port()

@@ -19,7 +19,8 @@ const (
 const handshakeLife = 5 * time.Second
 
 // precedence is how long an initiation of the peer is refused in favour of our
-// own.
+// own, counted from when WireGuard made ours and from when it was last sent: the
+// peer may be about to answer it.
 const precedence = 3 * retry
 
 // handshakes makes WireGuard's handshake with one peer survive the loss of a
@@ -62,8 +63,21 @@ func (h *handshakes) initiated(now instant, msg []byte) bool {
 	}
 	h.ours = bytes.Clone(msg)
 	h.made, h.sent, h.wait = now, now, retry
+	if !h.first { // in other steps than the end that would refuse it
+		h.wait = retry * 3 / 4
+	}
 	h.next = now.add(h.wait)
 	return !h.busy(now)
+}
+
+// renewed returns what remains when WireGuard's peer has been made anew: that the
+// new one may be about to answer an initiation which the old one was given.
+func (h *handshakes) renewed(now instant) handshakes {
+	fresh := handshakes{first: h.first}
+	if h.busy(now) {
+		fresh.their, fresh.arrived, fresh.passed = h.their, h.arrived, h.passed
+	}
+	return fresh
 }
 
 // busy reports whether WireGuard is about to answer an initiation of the peer.
@@ -113,6 +127,8 @@ func (h *handshakes) arrives(now instant, msg []byte) (pass bool, send []byte) {
 		return false, nil
 	case h.first && h.ours != nil && h.made.within(precedence, now):
 		return false, h.again(now)
+	case h.first && h.ours != nil && h.sent.within(precedence, now):
+		return false, nil
 	case !seen:
 		h.their, h.arrived, h.reply = bytes.Clone(msg), now, nil
 	}

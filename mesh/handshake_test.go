@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"bytes"
 	"encoding/binary"
 	"slices"
 	"testing"
@@ -31,6 +32,7 @@ type wgLab struct {
 	delay  func() time.Duration // of a datagram
 	gap    func() time.Duration // between goroutines
 	lost   func() bool
+	open   instant     // before it, all is lost
 	twice  func() bool // a datagram arrives twice
 	fail   func(...any)
 }
@@ -39,7 +41,7 @@ func (l *wgLab) at(t instant, f func()) { l.events[t] = append(l.events[t], f) }
 
 // send carries a message to the other end.
 func (l *wgLab) send(now instant, from int, msg []byte) {
-	if msg == nil || l.lost() {
+	if msg == nil || now < l.open || l.lost() {
 		return
 	}
 	t := now.add(l.delay())
@@ -165,11 +167,13 @@ func TestHandshakes(t *testing.T) {
 		l.ends[0].passed, l.ends[1].passed = map[string]instant{}, map[string]instant{}
 		who := rapid.SampledFrom([][]int{{0}, {1}, {0, 1}}).Draw(t, "who")
 		for _, i := range who {
-			begin := start.add(time.Duration(rapid.IntRange(0, 60).Draw(t, "begin")) * ms)
+			begin := start.add(time.Duration(rapid.OneOf(rapid.IntRange(0, 60), rapid.IntRange(0, 1000)).Draw(t, "begin")) * ms)
 			l.at(begin, func() { l.initiate(begin, i) })
 		}
-		for _, at := range rapid.SliceOfN(rapid.IntRange(0, 200), 0, 4).Draw(t, "paths found") {
-			found := start.add(time.Duration(at) * ms)
+		l.open = start.add(time.Duration(rapid.OneOf(rapid.Just(0), rapid.IntRange(0, 1000)).Draw(t, "open")) * ms)
+		found := rapid.SliceOfN(rapid.OneOf(rapid.IntRange(0, 20), rapid.IntRange(0, 1000)), 0, 4).Draw(t, "paths found")
+		for _, at := range append(found, 0) {
+			found := l.open.add(time.Duration(at) * ms)
 			for i := range l.ends {
 				l.at(found, func() { l.send(found, i, l.ends[i].h.again(found)) })
 			}
@@ -194,6 +198,27 @@ func TestHandshakeEnds(t *testing.T) {
 	}
 	if sent < 4 || sent > 8 || now.sub(start) > 2*handshakeLife {
 		t.Errorf("sent %d times in %v", sent, now.sub(start))
+	}
+}
+
+// While WireGuard's peer is made anew, no initiation gets to it that it would
+// answer together with beginning itself.
+func TestHandshakeRestart(t *testing.T) {
+	their, ours := make([]byte, 148), make([]byte, 148)
+	their[4], ours[4] = 1, 2
+	p := &peer{instance: 1, restarted: 2}
+	if p.initiated(start, their, 1) { // by a relay, of which the last probe is older
+		t.Error("an initiation passes while the restart is being dealt with")
+	}
+	h := handshakes{}
+	if pass, _ := h.arrives(start, their); !pass {
+		t.Fatal("an initiation does not pass")
+	}
+	if h = h.renewed(start.add(ms)); h.initiated(start.add(ms), ours) {
+		t.Error("an initiation leaves while WireGuard may be answering one")
+	}
+	if !bytes.Equal(h.again(start.add(2*retry)), ours) {
+		t.Error("it does not leave later")
 	}
 }
 

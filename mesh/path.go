@@ -62,14 +62,16 @@ func direct(addr netip.AddrPort) hop { return hop{addr: addr} }
 // Timing of probes. A search sends its pings after 0, 100, 300, 700 and 1,500
 // ms and gives up after 3,100.
 const (
-	heartbeat = time.Second             // between pings on a path in use
-	trust     = 2500 * time.Millisecond // a path is used alone for so long after an answer
-	retry     = 100 * time.Millisecond  // from the first try of a search to the second, doubled at each
-	tries     = 5
-	recheck   = 45 * time.Second // between looks for something better than a path in use; see opening
-	natLife   = 25 * time.Second // for which a NAT keeps what has opened it, at least
-	wish      = 10 * time.Second // traffic that waited so long is still worth a new address
-	pingsBack = 500              // of a peer that are answered with a ping in one second: repeated calls cost little
+	heartbeat   = time.Second             // between pings on a path in use
+	trust       = 2500 * time.Millisecond // a path is used alone for so long after an answer
+	retry       = 100 * time.Millisecond  // from the first try of a search to the second, doubled at each
+	tries       = 5
+	recheck     = 45 * time.Second // between looks for something better than a path in use; see opening
+	peek        = 5 * time.Second  // between looks whether an address that a relay stands in for answers again
+	natLife     = 25 * time.Second // for which a NAT keeps what has opened it, at least
+	familiarFor = 10 * time.Minute // for which an address is looked at that often
+	wish        = 10 * time.Second // traffic that waited so long is still worth a new address
+	pingsBack   = 500              // of a peer that are answered with a ping in one second: repeated calls cost little
 )
 
 // instant is a time on the clock of a bind, which only goes forward. The zero
@@ -171,7 +173,7 @@ const (
 // answers loses the path. One that only a relay has answered goes on to its end,
 // and begins anew every now and then.
 //
-// Where a relay is known, a NAT is opened from both sides in turn. Our first
+// Where a relay can be sent to, a NAT is opened from both sides in turn. Our first
 // pings to strange addresses go no farther than our own NAT; the call goes by
 // the relay; the peer's pings then come in, and open its NAT; its answer comes by
 // the relay, and from then on our pings arrive. A datagram that came to the
@@ -180,7 +182,8 @@ const (
 // port for it, and remember that for 30 s: hence the order, and a recheck later
 // than that.
 type paths struct {
-	kind func(hop) Kind // of a candidate
+	kind  func(hop) Kind // of a candidate
+	leads func(hop) bool // whether a relay can be sent to now
 
 	candidates []*candidate
 	best       *candidate // the path; nil: none
@@ -189,6 +192,7 @@ type paths struct {
 	tried      int        // rounds of the search that is going on; 0: none is
 	next       instant    // when tick is due; 0: never
 	checked    instant    // when all candidates were last asked
+	peeked     instant    // when the familiar ones were, while a relay carries
 	second     instant    // since when the two below are counted
 	pinged     int        // pings of the peer that were answered with a ping
 	called     int        // calls and answers of the peer that were heeded
@@ -218,7 +222,7 @@ func (p *paths) path() Path {
 func (p *paths) isTrusted(now instant) bool { return p.best != nil && now < p.trusted }
 
 // first returns where to send a message that begins a session while no path is
-// trusted: to every candidate, without the strange ones if there are relays.
+// trusted: to every candidate, without the strange ones if a relay carries it.
 func (p *paths) first() []hop {
 	relayed := p.hasRelay()
 	var out []hop
@@ -230,8 +234,10 @@ func (p *paths) first() []hop {
 	return out
 }
 
+// hasRelay reports whether there is a relay that can be sent to. When a node has
+// just started, there may be none yet: then nothing is gained by care.
 func (p *paths) hasRelay() bool {
-	return slices.ContainsFunc(p.candidates, func(c *candidate) bool { return c.kind == Relayed })
+	return slices.ContainsFunc(p.candidates, func(c *candidate) bool { return c.kind == Relayed && p.leads(c.hop) })
 }
 
 // callers returns the ways by which the peer has called lately.
@@ -310,12 +316,28 @@ func (p *paths) tick(now, wanted instant) []errand {
 		return p.search(now)
 	}
 	p.next = now.add(heartbeat)
+	if p.best.kind < Direct && !p.peeked.within(peek, now) {
+		p.peeked = now
+		return append(p.ask(now, p.familiar(now)...), p.heartbeat(now)...)
+	}
 	if p.best.kind < LAN && !p.checked.within(recheck, now) {
 		p.checked = now
 		others := slices.DeleteFunc(slices.Clone(p.candidates), func(c *candidate) bool { return c == p.best })
 		return append(p.ask(now, others...), p.heartbeat(now)...)
 	}
 	return append(p.heartbeat(now), p.sound(now)...)
+}
+
+// familiar returns the addresses that have answered not long ago. They may do so
+// again when a relay has taken over for them.
+func (p *paths) familiar(now instant) []*candidate {
+	var out []*candidate
+	for _, c := range p.candidates {
+		if c.kind >= Direct && c.answered.within(familiarFor, now) {
+			out = append(out, c)
+		}
+	}
+	return out
 }
 
 // heartbeat pings the path with the largest ping that it is known to carry, so
@@ -479,12 +501,12 @@ func (p *paths) relocated() {
 	}
 }
 
-// learn is called when ways to the peer became known. They are asked at once
-// where traffic waits for them.
+// learn is called when ways to the peer became known, or a relay can be sent to
+// now. They are asked at once where traffic waits for them.
 func (p *paths) learn(now instant, from origin, ways ...hop) []errand {
 	var fresh []*candidate
 	for _, h := range ways {
-		if p.find(h) == nil {
+		if c := p.find(h); c == nil || c.kind == Relayed && p.best == nil && c.answered == 0 {
 			fresh = append(fresh, p.add(now, h, from))
 		} else {
 			p.add(now, h, from)

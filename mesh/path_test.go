@@ -33,6 +33,9 @@ func testKind(h hop) Kind {
 	return Direct
 }
 
+// testLeads has a way to every relay.
+func testLeads(hop) bool { return true }
+
 func pathOf(k Kind, h hop, rtt time.Duration) Path {
 	p := Path{Kind: k, Addr: h.addr, RTT: rtt, MTU: mtu}
 	if h.via != nil {
@@ -60,7 +63,7 @@ type script struct {
 }
 
 func newScript(t *testing.T, addrs ...hop) *script {
-	s := &script{t: t, now: start, p: paths{kind: testKind}}
+	s := &script{t: t, now: start, p: paths{kind: testKind, leads: testLeads}}
 	s.p.learn(s.now, roster, addrs...)
 	return s
 }
@@ -118,6 +121,24 @@ func TestPathSearch(t *testing.T) {
 	s.is(pathOf(LAN, lan1, 30*ms)) // slower, and yet better
 	s.pong(wan1, 10*ms)
 	s.is(pathOf(LAN, lan1, 30*ms))
+}
+
+// A node that has just started has no way to any relay yet. Then it asks every
+// address at once, and, when there is a way to a relay, that one without delay.
+func TestPathSearchBeforeRelays(t *testing.T) {
+	s := newScript(t, wan1)
+	up := false
+	s.p.leads = func(hop) bool { return up }
+	s.p.learn(s.now, relay, relay1)
+	s.want(wan1, relay1)
+	if got := s.p.first(); !slices.Equal(got, []hop{wan1, relay1}) {
+		t.Errorf("a session begins by %v", got)
+	}
+	up = true
+	want := []errand{{relay1, ping, 0}, {relay1, call, 0}}
+	if got := s.p.replace(s.now.add(ms), relay, []hop{relay1}); !slices.Equal(got, want) {
+		t.Errorf("when there is a way to the relay: %v, want %v", got, want)
+	}
 }
 
 func TestPathSearchEnds(t *testing.T) {
@@ -360,6 +381,37 @@ func TestPathStaysRelayed(t *testing.T) {
 	}
 }
 
+// An address that answered before the relay took over is asked again soon, and
+// takes over when it answers.
+func TestPathComesBack(t *testing.T) {
+	s := newScript(t, wan1)
+	s.p.replace(s.now, relay, []hop{relay1})
+	s.p.want(s.now)
+	s.pong(wan1, 20*ms)
+	s.now = s.now.add(trust)
+	s.p.want(s.now)
+	s.pong(relay1, 10*ms) // wan1 does not answer any more
+	s.is(pathOf(Relayed, relay1, 10*ms))
+	s.p.tried, s.p.next = 0, s.now.add(heartbeat) // the search is over
+	var asked []time.Duration
+	for range 30 {
+		s.now = s.p.next
+		for _, e := range s.p.tick(s.now, s.now) {
+			if e.hop == wan1 {
+				asked = append(asked, s.now.sub(start))
+			}
+		}
+		s.p.pong(s.now, relay1, 10*ms, 0)
+	}
+	if len(asked) < 5 || len(asked) > 7 {
+		t.Errorf("in 30 s the address was asked at %v", asked)
+	}
+	s.pong(wan1, 20*ms)
+	if got := s.p.path().Kind; got != Direct {
+		t.Errorf("the path is %v", got)
+	}
+}
+
 // A path in doubt is used beside the relay.
 func TestPathDoubt(t *testing.T) {
 	s := newScript(t, wan1)
@@ -496,7 +548,7 @@ func (w *world) send(now instant, errands []errand) {
 func TestPathProperties(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := &world{
-			p: paths{kind: testKind}, rtt: map[hop]time.Duration{}, flips: map[hop][]int{},
+			p: paths{kind: testKind, leads: testLeads}, rtt: map[hop]time.Duration{}, flips: map[hop][]int{},
 			pongs: map[instant][]reply{}, pings: map[hop][]instant{},
 		}
 		addrs := []hop{lan1, wan1, wan2}

@@ -105,7 +105,7 @@ func (p *peer) rouse() {
 	p.derive()
 	p.mu.Lock()
 	p.awake.Store(true)
-	p.paths.kind = p.bind.kindOf
+	p.paths.kind, p.paths.leads = p.bind.kindOf, leads
 	own := p.bind.cfg.key.Public()
 	p.handshakes.first = bytes.Compare(own[:], p.key[:]) < 0
 	now := p.bind.now()
@@ -400,17 +400,17 @@ func (p *peer) renewed() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.instance, p.restarted = p.restarted, 0
-	p.handshakes = handshakes{first: p.handshakes.first}
+	p.handshakes = p.handshakes.renewed(p.bind.now())
 }
 
 // initiated takes an initiation of the peer and reports whether WireGuard is to
-// see it. instance is what the last probe from its address named: as long as a
-// restart is not proved and dealt with, the session that the initiation would
-// make would not last.
+// see it. instance is what the last probe from its address, or by its relay, named:
+// as long as a restart is not proved and dealt with, the session that the
+// initiation would make would not last.
 func (p *peer) initiated(now instant, msg []byte, instance uint64) bool {
 	p.lock()
 	defer p.mu.Unlock()
-	if p.instance != 0 && instance != p.instance {
+	if p.restarted != 0 || p.instance != 0 && instance != p.instance {
 		return false
 	}
 	pass, send := p.handshakes.arrives(now, msg)
