@@ -48,7 +48,7 @@ func newPair(t *testing.T) *pair {
 
 func (p *pair) up(i int) {
 	p.t.Helper()
-	startIn(p.t, exec.Command("balance", "--home", string(p.homes[i]), "up", "--no-multicast"), p.homes[i])
+	startIn(p.t, exec.Command("balance", "--home", string(p.homes[i]), "up", "--listen", "127.0.0.1:0", "--no-multicast"), p.homes[i])
 }
 
 func (p *pair) balance(i int, args ...string) string {
