@@ -105,7 +105,7 @@ func (s *streams) close() {
 func (c *stream) end() {
 	c.once.Do(func() {
 		close(c.done)
-		_ = c.Conn.Close()
+		_ = c.Close()
 	})
 }
 
