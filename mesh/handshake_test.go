@@ -207,6 +207,7 @@ func TestHandshakeRestart(t *testing.T) {
 	their, ours := make([]byte, 148), make([]byte, 148)
 	their[4], ours[4] = 1, 2
 	p := &peer{instance: 1, restarted: 2}
+	p.waking.Do(func() {})            // it is in use
 	if p.initiated(start, their, 1) { // by a relay, of which the last probe is older
 		t.Error("an initiation passes while the restart is being dealt with")
 	}
