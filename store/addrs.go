@@ -22,6 +22,9 @@ type Addr struct {
 // SaveAddr remembers that a peer answered at an address. Of each peer the newest
 // eight are kept.
 func (s *Store) SaveAddr(ctx context.Context, peer identity.ID, addr netip.AddrPort, seen time.Time) error {
+	if !addr.IsValid() {
+		return fmt.Errorf("save an address of %s: there is none", peer.Short())
+	}
 	return s.explain("save address to", s.write(ctx, func(t *tx) error {
 		err := t.exec(`INSERT OR REPLACE INTO addrs (peer, addr, seen) VALUES (?, ?, ?)`, peer[:], addr.String(), seen.UnixMilli())
 		if err != nil {

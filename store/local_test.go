@@ -25,6 +25,9 @@ func TestAddrs(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if err := s.SaveAddr(t.Context(), a, netip.AddrPort{}, start); err == nil {
+		t.Error("no address was saved as one")
+	}
 	v6 := netip.MustParseAddrPort("[fe80::1%eth0]:9")
 	for range 2 {
 		if err := s.SaveAddr(t.Context(), b, v6, start); err != nil {

@@ -261,7 +261,7 @@ func (d *door) everything(ctx context.Context) (*knockReply, error) {
 		out.Entries = append(out.Entries, e.Encode())
 	}
 	for _, id := range d.roster.others() {
-		if p := d.node.Path(id); p.Kind != mesh.None {
+		if p := d.node.Path(id); p.Kind >= mesh.Direct { // a UDP address
 			out.Peers = append(out.Peers, peerAddr{id, []netip.AddrPort{p.Addr}})
 		}
 	}

@@ -426,6 +426,9 @@ func keep(ctx context.Context, h home, key identity.Key, state *trust.State, ent
 			continue
 		}
 		for _, addr := range p.Addrs {
+			if !addr.IsValid() {
+				continue // from the door, which may say anything
+			}
 			if err := db.SaveAddr(ctx, p.ID, addr, now); err != nil {
 				return err
 			}

@@ -147,7 +147,7 @@ func (m *meeting) path(ctx context.Context, n pathNews) {
 		return
 	}
 	m.alive.Poke(n.id)
-	if n.path.Kind == mesh.Relayed {
+	if n.path.Kind < mesh.Direct { // no UDP address
 		return
 	}
 	if err := m.db.SaveAddr(ctx, n.id, n.path.Addr, time.Now()); err != nil && ctx.Err() == nil {
@@ -158,11 +158,10 @@ func (m *meeting) path(ctx context.Context, n pathNews) {
 // path turns the mesh's words into those of the view.
 func (r *roster) path(p mesh.Path) fleet.Path {
 	out := fleet.Path{Kind: p.Kind.String(), RTT: p.RTT}
-	switch p.Kind {
-	case mesh.None:
-	case mesh.Relayed:
+	if p.Kind == mesh.Relayed {
 		out.Via = r.name(p.Via)
-	default:
+	}
+	if p.Addr.IsValid() {
 		out.Addr = p.Addr.String()
 	}
 	return out
