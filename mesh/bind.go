@@ -4,7 +4,6 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -339,16 +338,7 @@ func (b *bind) receiver(s *socket) conn.ReceiveFunc {
 	var in intake
 	r := s.reader()
 	return func(bufs [][]byte, sizes []int, endpoints []conn.Endpoint) (n int, err error) {
-		msg, from, ok := r.next()
-		if !ok {
-			if err := r.read(); errors.Is(err, net.ErrClosed) {
-				return 0, net.ErrClosed
-			} else if err != nil { // WireGuard would give up the socket
-				time.Sleep(100 * time.Millisecond)
-				return 0, nil
-			}
-			msg, from, ok = r.next()
-		}
+		msg, from, ok, err := r.first()
 		now := b.now()
 		for ; ok; msg, from, ok = r.next() {
 			if inner, p := b.take(now, msg, from, &in); p != nil {
@@ -361,7 +351,7 @@ func (b *bind) receiver(s *socket) conn.ReceiveFunc {
 		}
 		in.flush(b, now)
 		b.memory.saw(n)
-		return n, nil
+		return n, err
 	}
 }
 

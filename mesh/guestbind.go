@@ -1,11 +1,9 @@
 package mesh
 
 import (
-	"errors"
 	"net"
 	"net/netip"
 	"sync"
-	"time"
 
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
@@ -64,23 +62,14 @@ func receiveGuests(s *socket, answer func(control []byte) []byte) conn.ReceiveFu
 		r.msgs[i].OOB = make([]byte, guestControl)
 	}
 	return func(bufs [][]byte, sizes []int, ends []conn.Endpoint) (n int, err error) {
-		msg, from, ok := r.next()
-		if !ok {
-			if err := r.read(); errors.Is(err, net.ErrClosed) {
-				return 0, net.ErrClosed
-			} else if err != nil { // WireGuard would give up the socket
-				time.Sleep(100 * time.Millisecond)
-				return 0, nil
-			}
-			msg, from, ok = r.next()
-		}
+		msg, from, ok, err := r.first()
 		for ; ok; msg, from, ok = r.next() {
 			sizes[n], ends[n] = copy(bufs[n], msg), &guestEnd{conn.StdNetEndpoint{AddrPort: from}, answer(r.about)}
 			if n++; n == len(bufs) {
 				break
 			}
 		}
-		return n, nil
+		return n, err
 	}
 }
 

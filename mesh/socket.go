@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
@@ -217,6 +218,24 @@ func (r *reader) read() error {
 	}
 	r.left = r.msgs[:n]
 	return nil
+}
+
+// first returns the next datagram as [reader.next] does, and waits for one if
+// there is none. The only error is net.ErrClosed: WireGuard gives up a socket for
+// any error, and others pass.
+func (r *reader) first() (datagram []byte, from netip.AddrPort, ok bool, err error) {
+	if datagram, from, ok = r.next(); ok {
+		return datagram, from, ok, nil
+	}
+	switch err := r.read(); {
+	case errors.Is(err, net.ErrClosed):
+		return nil, from, false, net.ErrClosed
+	case err != nil:
+		time.Sleep(100 * time.Millisecond)
+		return nil, from, false, nil
+	}
+	datagram, from, ok = r.next()
+	return datagram, from, ok, nil
 }
 
 // next returns a datagram that was read, and its source; false means that there
