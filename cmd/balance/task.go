@@ -21,7 +21,7 @@ import (
 func (a *app) runCommands() []*cobra.Command {
 	cmds := []*cobra.Command{
 		a.runCommand(), a.psCommand(), a.logsCommand(), a.whyCommand(), a.cancelCommand(),
-		a.waitCommand(), a.inspectCommand(), a.outputsCommand(),
+		a.waitCommand(), a.inspectCommand(), a.outputsCommand(), a.blobsCommand(),
 	}
 	for _, c := range cmds {
 		c.GroupID = "run"

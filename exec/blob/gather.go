@@ -1,6 +1,7 @@
 package blob
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -72,6 +73,14 @@ func (s *Store) gather(ctx context.Context, h wire.Hash, size int64, from []Hold
 	return came, err
 }
 
+// Gathered returns how many bytes of a blob that is being gathered are here.
+func (s *Store) Gathered(h wire.Hash) int64 {
+	marks, _ := os.ReadFile(s.partial(h) + ".marks") // none there: nothing has come
+	return int64(bytes.Count(marks, []byte{1})) * partSize
+}
+
+func (s *Store) partial(h wire.Hash) string { return filepath.Join(s.dir, partial, h.String()) }
+
 // gatherFrom brings a blob from holders that are all believed. What does not
 // match its hash is thrown away.
 func (s *Store) gatherFrom(ctx context.Context, h wire.Hash, size int64, from []Holder) (int64, error) {
@@ -113,7 +122,7 @@ type part struct {
 }
 
 func (s *Store) openGathering(h wire.Hash, size int64) (*gathering, error) {
-	name := filepath.Join(s.dir, partial, h.String())
+	name := s.partial(h)
 	g := &gathering{hash: h, size: size, sum: sha256.New(), parts: make([]part, (size+partSize-1)/partSize)}
 	g.grown = sync.NewCond(&g.mu)
 	var err error
