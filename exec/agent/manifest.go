@@ -21,7 +21,8 @@
 //	  - {from: ../texts, to: texts}
 //	outputs: [report.md]          # what is brought back
 //	limits: {time: 10m, output: 64MiB}
-//	place: {node: hydra}          # only there
+//	place: {node: hydra,          # only there
+//	        prefer: [quiet]}      # or: rather where the owner has given this label
 //	stdin: true                   # standard input follows
 package agent
 
@@ -143,7 +144,10 @@ func (r *reader) manifest(root *yaml.Node, m *Manifest) {
 			})
 		},
 		"place": func(n *yaml.Node) {
-			r.mapping(n, map[string]field{"node": value(r, &s.Node, "the name of a node", notEmpty)})
+			r.mapping(n, map[string]field{
+				"node":   value(r, &s.Node, "the name of a node", notEmpty),
+				"prefer": words(r, &s.Prefer, "a label", checkLabel),
+			})
 		},
 		"stdin": value(r, &s.Stdin, "true or false", parseBool),
 	}
@@ -250,6 +254,7 @@ func (r *reader) needs(n *yaml.Node, to *task.Needs) {
 		"disk":    value(r, &to.Disk, "an amount", task.ParseBytes),
 		"gpus":    value(r, &to.GPUs, "a number of devices", parseCount),
 		"vram":    value(r, &to.VRAM, "an amount", task.ParseBytes),
+		"share":   value(r, &to.Share, "a part of a device", task.ParseShare),
 		"gpu":     words(r, &to.GPUModels, "a word of the model's name", filled),
 		"arch":    words(r, &to.Arch, "an architecture", oneOf(archs)),
 		"os":      words(r, &to.OS, "an operating system", oneOf(systems)),

@@ -49,10 +49,10 @@ func fullSpec() Spec {
 		Env: map[string]string{"A": "1", "B": "2"},
 		Needs: Needs{
 			CPU: 1500, Memory: 3 * GiB, Disk: GiB, GPUs: 2, VRAM: 24 * GiB, GPUModels: []string{"L4"}, Arch: []string{"amd64"}, OS: []string{"linux"},
-			Labels: []string{"lab"}, Engines: []string{"ollama"},
+			Labels: []string{"lab"}, Engines: []string{"ollama"}, Share: 250,
 		},
 		Inputs:  []Input{{Path: "in", Tree: [32]byte{2}, Size: 5, Kind: KindFolder}, {Path: "x/y", Tree: [32]byte{3}, Kind: KindFile}},
-		Outputs: []string{"out", "report.md"}, Limits: Limits{Time: time.Hour, Output: MiB}, Node: "hydra", Stdin: true, Detached: true,
+		Outputs: []string{"out", "report.md"}, Limits: Limits{Time: time.Hour, Output: MiB}, Node: "hydra", Stdin: true, Detached: true, Prefer: []string{"quiet"},
 	}
 }
 
