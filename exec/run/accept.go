@@ -28,7 +28,7 @@ func (r *Runner) Start(ctx context.Context, o task.Order, yield func(*task.Event
 	if err != nil {
 		return err
 	}
-	return x.journal.Read(ctx, 0, true, yield)
+	return read(ctx, x.journal, 0, yield)
 }
 
 // errAgain says that the attempt has been accepted before.
@@ -105,6 +105,7 @@ func (r *Runner) take(ctx context.Context, o *task.Order, w wish) (*live, error)
 	go func() {
 		defer r.wg.Done()
 		x.run(life)
+		r.keeper.fill()
 		r.spares.Add()
 	}()
 	return x, nil
