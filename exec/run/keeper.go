@@ -40,7 +40,7 @@ func (k *keeper) close() {
 	defer k.mu.Unlock()
 	k.closed = true
 	if k.spare != nil {
-		k.spare.Close()
+		_ = k.spare.Close()
 		k.spare = nil
 	}
 }

@@ -236,8 +236,8 @@ func (l *lab) open() {
 func (l *lab) endAll() {
 	eventually(l.t, "the end of all runs", func() bool {
 		l.Runner.mu.Lock()
-		runs := slices.Collect(maps.Keys(l.Runner.runs))
-		closed := l.Runner.closed
+		runs := slices.Collect(maps.Keys(l.runs))
+		closed := l.closed
 		l.Runner.mu.Unlock()
 		for _, run := range runs {
 			_ = l.Cancel(context.Background(), run, true)

@@ -247,12 +247,19 @@ func (x *live) appendAt(e *task.Event, place int64) error {
 	return nil
 }
 
+// placed returns how far the journal has got.
+func (x *live) placed() int64 {
+	x.writing.Lock()
+	defer x.writing.Unlock()
+	return x.place
+}
+
 // detach stops following the run.
 func (x *live) detach() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.watch != nil {
-		x.watch.Close()
+		_ = x.watch.Close()
 		return
 	}
 	x.cancel(errLeft)

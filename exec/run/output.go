@@ -35,7 +35,7 @@ func (x *live) openOutput() (*output, error) {
 
 func (o *output) close() {
 	if o.log != nil {
-		o.log.Close()
+		_ = o.log.Close()
 	}
 }
 
@@ -56,7 +56,7 @@ func (o *output) drain() error {
 		return nil
 	}
 	if o.log == nil {
-		log, err := supervise.OpenLog(o.x.dir, max(o.x.place, 1)-1)
+		log, err := supervise.OpenLog(o.x.dir, max(o.x.placed(), 1)-1)
 		if errors.Is(err, os.ErrNotExist) {
 			return nil
 		}

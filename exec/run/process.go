@@ -77,7 +77,7 @@ func (x *live) launch(ctx context.Context) (*supervise.Watch, error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if ctx.Err() != nil {
-		s.Close()
+		_ = s.Close()
 		return nil, context.Cause(ctx)
 	}
 	w, err := s.Start(x.dir)
@@ -122,7 +122,7 @@ func (x *live) attach() (*supervise.Watch, error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.closing() {
-		w.Close()
+		_ = w.Close()
 		return nil, errLeft
 	}
 	x.watch = w
@@ -161,21 +161,23 @@ func (x *live) listen(w *supervise.Watch, out *output, begun func(time.Time) err
 	if w == nil {
 		return nil
 	}
-	defer func() { w.Close() }()
+	defer func() {
+		if w != nil {
+			_ = w.Close()
+		}
+	}()
 	for {
 		what, at, err := w.Next()
 		switch {
 		case err != nil && x.closing():
 			return errLeft
 		case errors.Is(err, supervise.ErrNone): // another one has it, or it died early
-			next, err := x.attach()
-			if errors.Is(err, supervise.ErrNone) {
+			if w, err = x.attach(); errors.Is(err, supervise.ErrNone) {
 				_, err = supervise.Fence(x.dir)
 			}
-			if next == nil {
+			if w == nil {
 				return unlessGone(err)
 			}
-			w = next
 		case errors.Is(err, supervise.ErrVersion): // which is for a person to see to
 			x.r.cfg.Log.Error("cannot follow a run, which goes on", "run", x.id, "err", err)
 			<-x.r.closing

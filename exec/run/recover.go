@@ -209,7 +209,7 @@ func (x *live) next(p *past, whole bool) step {
 func (x *live) claimed() bool {
 	w, err := supervise.Dial(x.dir)
 	if err == nil {
-		w.Close()
+		_ = w.Close()
 	}
 	return !errors.Is(err, supervise.ErrNone)
 }

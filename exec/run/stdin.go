@@ -51,11 +51,11 @@ func upload(ctx context.Context, dir string, offset int64, in io.Reader) error {
 	if err != nil {
 		return err
 	}
-	defer u.Close()
+	defer func() { _ = u.Close() }()
 	if offset > u.Begin {
 		return &task.OffsetError{Offset: u.Begin}
 	}
-	defer context.AfterFunc(ctx, func() { u.Close() })()
+	defer context.AfterFunc(ctx, func() { _ = u.Close() })()
 	buf := make([]byte, supervise.Chunk)
 	for {
 		n, err := in.Read(buf)

@@ -72,7 +72,7 @@ func (s *Spare) Close() error { return s.conn.Close() }
 // supervisor has the run, the watch ends at once with [ErrNone].
 func (s *Spare) Start(dir string) (*Watch, error) {
 	if _, err := fmt.Fprintf(s.conn, "%s\n", dir); err != nil {
-		s.conn.Close()
+		_ = s.conn.Close()
 		return nil, fmt.Errorf("start supervisor: %w", err)
 	}
 	return newWatch(s.conn), nil

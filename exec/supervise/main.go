@@ -1,9 +1,10 @@
 package supervise
 
 import (
-	"bytes"
 	"bufio"
+	"bytes"
 	"encoding/json"
+	"errors"
 	"net"
 	"os"
 	"strconv"
@@ -35,6 +36,7 @@ func supervise() int {
 		return 1
 	}
 	adoptOrphans()
+	warm()
 	in := bufio.NewReaderSize(conn, 512)
 	dir, err := in.ReadString('\n')
 	if err != nil {
@@ -52,13 +54,21 @@ func supervise() int {
 	s.watch(conn, in)
 	exit := s.run()
 	for insist := time.Second; ; time.Sleep(insist) { // as long as the disk is full
-		if err := writeExit(exit); err == nil {
+		if err := writeExit(exit); err == nil || errors.Is(err, os.ErrNotExist) { // the folder may be gone
 			break
 		}
 	}
 	s.finish()
 	persist()
 	return 0
+}
+
+// warm has in memory what an order needs, while there is time.
+func warm() {
+	var o Order
+	_ = json.Unmarshal([]byte(`{"Run":"","Argv":[""],"Stdin":false,"TTY":{"Rows":1},"Time":0,"TimeUp":{}}`), &o)
+	_, _ = json.Marshal(&Exit{})
+	children()
 }
 
 // claim makes the socket of the run. It listens already when it gets its name,
@@ -73,14 +83,14 @@ func claim() (*net.UnixListener, error) {
 	err = os.Link(own, sockFile)
 	os.Remove(own)
 	if err != nil {
-		ln.Close()
+		_ = ln.Close()
 		return nil, err
 	}
 	return ln, nil
 }
 
-// room is what the exit takes at most, in bytes. It is taken before the program
-// starts, so that a program that fills the disk cannot hide how it ended.
+// room is what the exit takes at most, in bytes. It is taken as soon as
+// the program runs, so that a disk that fills cannot hide how it ended.
 const room = 4 << 10
 
 func reserveExit() error {

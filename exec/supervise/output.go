@@ -29,7 +29,6 @@ type output struct {
 	readers []*os.File
 	reading atomic.Int32
 	done    chan struct{} // closed when all have ended
-	hurried chan struct{} // closed by hurry
 
 	mu      sync.Mutex
 	file    *os.File
@@ -47,7 +46,7 @@ func newOutput(dir string, limit int64, grown func()) (*output, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &output{limit: limit, grown: grown, file: f, done: make(chan struct{}), hurried: make(chan struct{})}, nil
+	return &output{limit: limit, grown: grown, file: f, done: make(chan struct{})}, nil
 }
 
 // start reads the streams, standard output first, until they end.
@@ -59,8 +58,7 @@ func (o *output) start(streams ...*os.File) {
 	}
 }
 
-// ended waits for the end of the streams, but not long. After hurry it does not
-// wait.
+// ended waits for the end of the streams, but not long.
 func (o *output) ended(long time.Duration) bool {
 	select {
 	case <-o.done:
@@ -75,14 +73,10 @@ func (o *output) ended(long time.Duration) bool {
 	select {
 	case <-o.done:
 		return true
-	case <-o.hurried:
 	case <-t.C:
 	}
 	return false
 }
-
-// hurry ends a wait for programs in the background.
-func (o *output) hurry() { close(o.hurried) }
 
 // cut stops reading, whoever still has the other ends.
 func (o *output) cut() {
@@ -220,15 +214,4 @@ func (o *output) tellLost() {
 	if o.append(AppendFrame(nil, Frame{Kind: Note, Time: time.Now(), Offset: o.total, Data: []byte(text)})) == nil {
 		o.lost = 0
 	}
-}
-
-// streams makes the pipes of a program: its ends, to be closed when it has
-// them, and those that are read.
-func pipes() (theirs, ours [2]*os.File, err error) {
-	for i := range ours {
-		if ours[i], theirs[i], err = os.Pipe(); err != nil {
-			return theirs, ours, err
-		}
-	}
-	return theirs, ours, nil
 }

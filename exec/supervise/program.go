@@ -43,9 +43,6 @@ func (s *server) run() *Exit {
 		return cannot(err)
 	}
 	out, err := newOutput(".", o.Output, s.logGrown)
-	if err == nil {
-		err = reserveExit()
-	}
 	if err != nil {
 		return cannot(err)
 	}
@@ -70,10 +67,29 @@ func (s *server) run() *Exit {
 	}
 	s.set(p, f.stdin)
 	out.start(f.output...)
+	if err := reserveExit(); err != nil { // it will be written when there is room
+		os.Remove(exitFile + ".part")
+	}
 	defer reap(g)()
+	defer s.unlessForgotten()()
+	defer time.AfterFunc(time.Second, slim).Stop() // a short run is not worth it
 	exit := s.wait(p, proc)
 	exit.Started = began
 	return exit
+}
+
+// unlessForgotten ends the run when its folder is gone: nobody could find it any
+// more. The function that it returns stops that.
+func (s *server) unlessForgotten() (stop func()) {
+	tick := time.NewTicker(5 * time.Second)
+	go func() {
+		for range tick.C {
+			if _, err := os.Lstat(sockFile); errors.Is(err, os.ErrNotExist) {
+				s.end(End{State: "failed", Reason: "the run's folder was removed"}, true)
+			}
+		}
+	}()
+	return tick.Stop
 }
 
 // reap waits for what the program has left behind, as it ends. The function
@@ -92,8 +108,7 @@ func reap(g *group) (stop func()) {
 // cannot is the exit of a program that was not started.
 func cannot(err error) *Exit {
 	e := &Exit{Code: -1, Error: err.Error()}
-	var errno syscall.Errno
-	if errors.As(err, &errno) {
+	if errno, ok := errors.AsType[syscall.Errno](err); ok {
 		e.Error, e.Errno = errno.Error(), int(errno)
 	}
 	return e

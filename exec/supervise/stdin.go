@@ -56,7 +56,7 @@ func (s *stdin) serve(conn net.Conn, in io.Reader) {
 			return
 		}
 		n := binary.BigEndian.Uint32(buf)
-		answer := byte(answerEnded)
+		var answer byte
 		switch {
 		case n == uploadEnd:
 			answer = s.end(mine)

@@ -21,7 +21,7 @@ func frames(t testing.TB, dir string) (out []Frame) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	for {
 		f, err := l.Next()
 		if errors.Is(err, io.EOF) {
@@ -38,8 +38,9 @@ func frames(t testing.TB, dir string) (out []Frame) {
 // What a program writes comes out byte for byte, and text as text, wherever the
 // reads cut it.
 func TestCharactersStayWhole(t *testing.T) {
+	base := t.TempDir()
 	rapid.Check(t, func(rt *rapid.T) {
-		dir, err := os.MkdirTemp(t.TempDir(), "")
+		dir, err := os.MkdirTemp(base, "")
 		if err != nil {
 			rt.Fatal(err)
 		}
@@ -116,7 +117,7 @@ func TestLogGrows(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	for i := range 100 {
 		if _, err := l.Next(); !errors.Is(err, io.EOF) {
 			t.Fatalf("frame %d before it was written: %v", i, err)
@@ -170,7 +171,7 @@ func TestFence(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer w.Close()
+	defer func() { _ = w.Close() }()
 	if _, _, err := w.Next(); !errors.Is(err, ErrNone) {
 		t.Errorf("it started what was fenced off: %v", err)
 	}
