@@ -242,21 +242,11 @@ func TestSupervisorDies(t *testing.T) {
 // run's folder.
 func (l *lab) supervisor(run string) int {
 	l.t.Helper()
-	links, err := filepath.Glob("/proc/[0-9]*/cwd")
-	if err != nil {
-		l.t.Fatal(err)
+	pids := worksIn(l.folder(run))
+	if len(pids) != 1 {
+		l.t.Fatalf("supervisors of the run: %v", pids)
 	}
-	for _, link := range links {
-		if dir, err := os.Readlink(link); err == nil && dir == l.folder(run) {
-			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(link)))
-			if err != nil {
-				l.t.Fatal(err)
-			}
-			return pid
-		}
-	}
-	l.t.Fatal("the run has no supervisor")
-	return 0
+	return pids[0]
 }
 
 // lives reports whether a process has not ended.

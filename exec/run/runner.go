@@ -159,9 +159,13 @@ func (r *Runner) Close() error {
 	for _, x := range r.runs {
 		x.detach()
 	}
+	going := len(r.runs)
 	r.mu.Unlock()
 	r.wg.Wait()
 	r.keeper.close()
+	if going > 0 {
+		r.cfg.Log.Info("runs go on without the node, which finds them when it starts again", "runs", going)
+	}
 	return nil
 }
 
