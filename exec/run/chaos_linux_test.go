@@ -132,7 +132,9 @@ func (c *chaos) finish() (took time.Duration) {
 		c.t.Errorf("the ledger has %v", kinds)
 	}
 	c.truth(r)
-	eventually(c.t, "the end of all its processes", func() bool { return len(worksIn(l.folder(c.o.Run))) == 0 && len(worksIn(filepath.Join(l.folder(c.o.Run), "work"))) == 0 })
+	eventually(c.t, "the end of all its processes", func() bool {
+		return len(worksIn(l.folder(c.o.Run))) == 0 && len(worksIn(filepath.Join(l.folder(c.o.Run), "work"))) == 0
+	})
 	return took
 }
 

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -257,40 +256,6 @@ func TestUnfinished(t *testing.T) {
 			t.Errorf("%+v", r.account)
 		}
 	})
-}
-
-// The machine was started again while the run was going: its end says so, and
-// nobody sees output twice.
-func TestRebooted(t *testing.T) {
-	l := newLab(t)
-	o := order(spec("sh", "-c", "echo ready; sleep 60"))
-	w := l.start(o)
-	w.untilOutput("ready")
-	order, err := supervise.ReadOrder(l.folder(o.Run))
-	if err != nil {
-		t.Fatal(err)
-	}
-	pid := l.supervisor(o.Run)
-	_ = l.Close()
-	<-w.done
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	order.Boot = "another"
-	if err := supervise.WriteOrder(l.folder(o.Run), order); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(l.journalPath(o.Run), 0); err != nil { // as a power cut may
-		t.Fatal(err)
-	}
-	l.open()
-	var late result
-	if err := l.Follow(t.Context(), o.Run, w.r.events[len(w.r.events)-1].Seq, late.add); err != nil {
-		t.Fatal(err)
-	}
-	if f := late.account; f.State != task.Failed || f.ExitCode != -1 || f.Reason != rebooted || late.stdout.Len() != 0 {
-		t.Errorf("%s, exit code %d: %q; %q", f.State, f.ExitCode, f.Reason, late.stdout.String())
-	}
 }
 
 func TestPrune(t *testing.T) {
