@@ -143,6 +143,8 @@ func (r *run) ask(ctx context.Context) error {
 		return err
 	}
 	exec := r.d.cfg.Executor(r.placed.Node)
+	r.leased = r.grant(ctx, exec)
+	defer func() { r.leased.end(); r.leased = nil }()
 	var t trouble
 	for {
 		if !r.sent && r.cancelled() {
@@ -159,6 +161,11 @@ func (r *run) ask(ctx context.Context) error {
 			return ctx.Err()
 		case errors.As(err, &refusal) && r.source == 0:
 			return err
+		}
+		if l := r.given(err); l != nil {
+			return l
+		}
+		switch {
 		case err == nil:
 			err = errors.New("its answer ended before the run")
 		}
@@ -189,8 +196,8 @@ func (r *run) request(ctx context.Context, exec Executor, order task.Order, agai
 	}
 	after := r.source
 	switch {
-	case r.again:
-		after, r.again = 0, false
+	case r.anew:
+		after, r.anew = 0, false
 	case again:
 		after--
 	}
@@ -215,6 +222,9 @@ func (r *run) bear(ctx context.Context, t *trouble, err error) error {
 		delay = r.d.times.lost
 	}
 	t.delay = min(2*t.delay, r.d.times.retryMax)
+	if r.leased != nil { // when it ends, another machine may take the run, and as soon as one can
+		delay = min(delay, max(r.leased.left(), r.d.times.retryMax))
+	}
 	r.wait(ctx, delay)
 	return nil
 }

@@ -313,6 +313,7 @@ func (r *result) add(e *task.Event) error {
 			return fmt.Errorf("entry by %s: %w", entry.Author.Short(), err)
 		}
 		if entry.Kind == task.KindFinished {
+			r.account = task.Finished{}
 			if err := wire.Unmarshal(entry.Payload, &r.account); err != nil {
 				return err
 			}

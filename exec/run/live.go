@@ -12,6 +12,7 @@ import (
 
 	"github.com/balanceai/balance/exec/blob"
 	"github.com/balanceai/balance/exec/journal"
+	"github.com/balanceai/balance/exec/lease"
 	"github.com/balanceai/balance/exec/supervise"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/identity"
@@ -45,6 +46,12 @@ type live struct {
 	begun chan struct{} // closed when the program was started, or never will be
 	over  chan struct{} // closed when the run has ended, or is left
 
+	lease   *lease.Holder // nil where nobody will start it again
+	leasing sync.Mutex
+	until   time.Duration // what its supervisor knows of the lease; with leasing
+	held    chan struct{} // closed when its lease is granted
+	gone    chan struct{} // closed when it has ended and is forgotten
+
 	cancel context.CancelCauseFunc // of the context of its goroutine, with an *end
 
 	mu    sync.Mutex
@@ -57,10 +64,16 @@ type live struct {
 type end struct {
 	state  task.State
 	reason string
-	code   int // instead of the program's own; 0 to keep that
+	code   int  // instead of the program's own; 0 to keep that
+	lost   bool // it is this machine that has lost the run
 }
 
 func (e *end) Error() string { return e.reason }
+
+// told is the end as a supervisor is told it.
+func (e *end) told() supervise.End {
+	return supervise.End{State: string(e.state), Reason: e.reason, Code: e.code, Lost: e.lost}
+}
 
 // newLive returns a run and the context that ends when it is to end.
 func newLive(r *Runner, id string) (*live, context.Context) {
@@ -68,6 +81,7 @@ func newLive(r *Runner, id string) (*live, context.Context) {
 	return &live{
 		r: r, id: id, dir: r.folder(id), cancel: cancel,
 		ready: make(chan struct{}), begun: make(chan struct{}), over: make(chan struct{}),
+		held: make(chan struct{}), gone: make(chan struct{}),
 	}, ctx
 }
 
@@ -89,8 +103,7 @@ func (x *live) askLocked() {
 	if x.watch == nil || x.asked == nil {
 		return
 	}
-	e := supervise.End{State: string(x.asked.state), Reason: x.asked.reason, Code: x.asked.code}
-	if err := x.watch.End(e, x.force); err != nil {
+	if err := x.watch.End(x.asked.told(), x.force); err != nil {
 		x.r.cfg.Log.Debug("a supervisor that is to end its run is gone", "run", x.id, "err", err)
 	}
 }
@@ -112,7 +125,7 @@ func (x *live) close(fin task.Finished, err error) {
 		return
 	}
 	if why := (*end)(nil); errors.As(err, &why) {
-		fin.State, fin.Reason = why.state, why.reason
+		fin.State, fin.Reason, fin.Lost = why.state, why.reason, why.lost
 		fin.ExitCode = cmp.Or(why.code, fin.ExitCode)
 	} else if err != nil {
 		fin.State, fin.Reason = task.Failed, err.Error()
@@ -134,6 +147,9 @@ func (x *live) execute(ctx context.Context) (task.Finished, error) {
 		fin.Usage.InBytes = task.Bytes(o.Came)
 	} else if fin.Usage.InBytes, err = x.bring(ctx); err != nil {
 		return fin, fmt.Errorf("inputs: %w", err)
+	}
+	if err := x.await(ctx); err != nil {
+		return fin, err
 	}
 	err := x.process(ctx, &fin)
 	return fin, err

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -61,6 +62,9 @@ func (x *live) order(fin *task.Finished) (*supervise.Order, error) {
 		Cgroup: x.r.control.Group(x.id), Output: int64(x.outputLimit()),
 		Time: limit, TimeUp: supervise.End{State: string(task.Failed), Reason: "time limit " + task.FormatDuration(limit) + " reached", Code: exitTimeLimit},
 		Grace: x.r.cfg.Grace, Came: int64(fin.Usage.InBytes),
+	}
+	if x.lease != nil {
+		o.Lease, o.LeaseUp = x.spec.LeaseLength(), lapsed(&x.spec).told()
 	}
 	for _, k := range slices.Sorted(maps.Keys(env)) {
 		o.Env = append(o.Env, k+"="+env[k])
@@ -254,9 +258,9 @@ func (x *live) unseen(out *output, err error) error {
 		return err
 	}
 	if x.rebooted {
-		return &end{state: task.Failed, reason: rebooted}
+		return &end{state: task.Failed, reason: rebooted, lost: true}
 	}
-	return &end{state: task.Failed, reason: killed}
+	return &end{state: task.Failed, reason: killed, lost: true}
 }
 
 // Reasons of runs of which nobody saw the end.
@@ -286,7 +290,7 @@ func ended(e *supervise.Exit, program string, fin *task.Finished) error {
 		}
 	}
 	if e.End != nil {
-		return &end{state: task.State(e.End.State), reason: e.End.Reason, code: e.End.Code}
+		return &end{state: task.State(e.End.State), reason: e.End.Reason, code: e.End.Code, lost: e.End.Lost}
 	}
 	return why
 }
@@ -325,6 +329,7 @@ func (x *live) environ() map[string]string {
 	maps.Copy(env, x.spec.Env)
 	env["BALANCE_RUN"] = x.id
 	env["BALANCE_NODE"] = x.r.cfg.Name
+	env["BALANCE_ATTEMPT"] = strconv.Itoa(x.attempt) // by which what the run writes to elsewhere can fence an older one
 	devices := strings.Join(x.grant.Devices, ",")
 	env["CUDA_VISIBLE_DEVICES"] = devices // empty for none
 	env["NVIDIA_VISIBLE_DEVICES"] = or(devices, "void")

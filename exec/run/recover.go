@@ -62,7 +62,7 @@ func (p *past) add(e *wire.Entry) error {
 		}
 		p.refused[f.Attempt] = f.Reasons
 	case task.KindAccepted:
-		p.accepted, p.promised = &task.Accepted{}, e.Time()
+		p.accepted, p.promised, p.started, p.finished = &task.Accepted{}, e.Time(), false, nil
 		if err := wire.Unmarshal(e.Payload, p.accepted); err != nil {
 			return err
 		}
@@ -149,6 +149,9 @@ func (r *Runner) revive(ctx context.Context, run string) (*journal.Journal, erro
 	x.tell(p.own...)
 	x.known = p.started
 	then := x.next(&p, whole)
+	if err := x.takeUp(then); err != nil {
+		r.cfg.Log.Error("cannot take up the lease of a run", "run", run, "err", err)
+	}
 	if then != conclude {
 		x.hold(p.promised)
 	}
@@ -251,7 +254,7 @@ func (x *live) again() {
 func (x *live) adopt(fin *task.Finished) error {
 	o, err := supervise.ReadOrder(x.dir)
 	if errors.Is(err, os.ErrNotExist) { // an earlier life has fenced it off
-		return &end{state: task.Failed, reason: nodeStopped}
+		return &end{state: task.Failed, reason: nodeStopped, lost: true}
 	}
 	if err != nil {
 		return err
@@ -286,7 +289,7 @@ func (x *live) conclude(fin *task.Finished) {
 		if !errors.Is(err, os.ErrNotExist) {
 			x.r.cfg.Log.Warn("cannot read how a run ended", "run", x.id, "err", err)
 		}
-		last = task.Finished{Attempt: x.attempt, State: task.Failed, ExitCode: unseen, Reason: nodeStopped}
+		last = task.Finished{Attempt: x.attempt, State: task.Failed, ExitCode: unseen, Reason: nodeStopped, Lost: true}
 	}
 	x.finish(last)
 }

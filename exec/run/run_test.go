@@ -252,7 +252,7 @@ func TestEnvironment(t *testing.T) {
 	o := order(s)
 	dir := filepath.Join(l.Runner.cfg.Dir, o.Run)
 	want := []string{
-		"BALANCE_NODE=hydra", "BALANCE_RUN=" + o.Run, "CUDA_VISIBLE_DEVICES=GPU-1,GPU-2", "HOME=" + dir + "/work", "LANG=tlh", "MINE=1",
+		"BALANCE_ATTEMPT=1", "BALANCE_NODE=hydra", "BALANCE_RUN=" + o.Run, "CUDA_VISIBLE_DEVICES=GPU-1,GPU-2", "HOME=" + dir + "/work", "LANG=tlh", "MINE=1",
 		"NVIDIA_VISIBLE_DEVICES=GPU-1,GPU-2", "PATH=" + os.Getenv("PATH"), "ROCR_VISIBLE_DEVICES=GPU-1,GPU-2", "TMPDIR=" + dir + "/tmp",
 	}
 	r := l.run(o)

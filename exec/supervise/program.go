@@ -6,6 +6,8 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
+
+	"github.com/balanceai/balance/exec/lease"
 )
 
 // How long a run may go on after its program has ended.
@@ -46,6 +48,7 @@ func (s *server) run() *Exit {
 	if err != nil {
 		return cannot(err)
 	}
+	defer s.whileLeased(o)()
 	if why := s.asked(); why != nil {
 		return &Exit{Code: -1, End: why}
 	}
@@ -76,6 +79,29 @@ func (s *server) run() *Exit {
 	exit := s.wait(p, proc)
 	exit.Started = began
 	return exit
+}
+
+// whileLeased kills the run when its lease has run out, whether there is a node
+// or not. It looks again and again: a timer does not count the time that the
+// machine sleeps. The function that it returns stops that.
+func (s *server) whileLeased(o *Order) (stop func()) {
+	if o.Lease == 0 {
+		return func() {}
+	}
+	look := func() {
+		until, err := lease.Read(".")
+		if err != nil || lease.Now() >= until { // what cannot be read grants nothing
+			s.end(o.LeaseUp, true)
+		}
+	}
+	look()
+	tick := time.NewTicker(lease.Step(o.Lease))
+	go func() {
+		for range tick.C {
+			look()
+		}
+	}()
+	return tick.Stop
 }
 
 // unlessForgotten ends the run when its folder is gone: nobody could find it any

@@ -9,6 +9,7 @@
 // The folder of a run has in it, of the supervisor:
 //
 //	order      what to start: an [Order], written by the node
+//	lease      when its lease ends, where it has one; written by the node, see [lease.Write]
 //	sock       where the supervisor answers; to make it is to claim the run
 //	log        what the program wrote, in frames; see [AppendFrame]
 //	exit.json  how it ended: an [Exit]
@@ -72,6 +73,8 @@ type Order struct {
 	Output  int64         // bytes of output to keep
 	Time    time.Duration // after which TimeUp ends it; 0 for none
 	TimeUp  End
+	Lease   time.Duration // how long a lease of the run is, which is in its folder; 0 for none
+	LeaseUp End           // ends it when that has run out
 	Grace   time.Duration // from SIGTERM to SIGKILL
 	Came    int64         // bytes of inputs, for the account of whoever reads it
 }
@@ -83,7 +86,8 @@ type Size struct{ Rows, Cols uint16 }
 type End struct {
 	State  string
 	Reason string
-	Code   int // instead of the program's own; 0 to keep that
+	Code   int  // instead of the program's own; 0 to keep that
+	Lost   bool `json:",omitempty"` // the machine has lost it
 }
 
 // Exit is how a run ended.

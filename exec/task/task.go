@@ -48,6 +48,9 @@ type Spec struct {
 	Node     string            `cbor:"11,keyasint,omitempty" json:"node,omitempty"`     // name or id of the one machine that may run it
 	Stdin    bool              `cbor:"12,keyasint,omitempty" json:"stdin,omitempty"`    // standard input follows
 	Detached bool              `cbor:"13,keyasint,omitempty" json:"detached,omitempty"` // nobody waits at a terminal
+
+	Retry Retry         `cbor:"27,keyasint,omitempty" json:"retry,omitempty"`    // whether it is started again when its machine is lost
+	Lease time.Duration `cbor:"28,keyasint,omitempty" json:"lease_ns,omitempty"` // how long its machine goes on without its submitter, where it may be started again; 0: [lease.Default]
 }
 
 // Needs are what a machine must have free. Zero values ask for nothing, but CPU
@@ -122,6 +125,9 @@ func (s *Spec) Check() error {
 		return fmt.Errorf("%d GPUs", s.Needs.GPUs)
 	case s.Limits.Time < 0:
 		return fmt.Errorf("time limit %v", s.Limits.Time)
+	}
+	if err := s.checkRetry(); err != nil {
+		return err
 	}
 	for _, arg := range s.Command {
 		if strings.ContainsRune(arg, 0) {
