@@ -247,6 +247,9 @@ func (a *app) whyCommand() *cobra.Command {
 					for _, r := range t.Refused {
 						fmt.Fprintf(w, "  %s refused: %s\n", clean(t.Node, false), clean(r.Text, false))
 					}
+					if t.Lost != "" {
+						fmt.Fprintf(w, "  lost: %s\n", clean(t.Lost, false))
+					}
 				}
 				return nil
 			})
@@ -341,6 +344,9 @@ func printRun(w io.Writer, r *inspectReply) error {
 		line("agent", "%s", r.Agent)
 	}
 	line("machine", "%s, attempt %d", cmp.Or(r.Node, "none"), r.Attempt)
+	if s := r.Spec; s != nil && s.LeaseLength() > 0 {
+		line("retry", "%s, with a lease of %s", s.Retry, task.FormatDuration(s.LeaseLength()))
+	}
 	line("submitted", "%s", r.Submitted.Format(time.RFC3339))
 	if d := took(r.Status); d != "" {
 		line("took", "%s", d)

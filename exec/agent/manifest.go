@@ -23,6 +23,9 @@
 //	limits: {time: 10m, output: 64MiB}
 //	place: {node: hydra}          # only there
 //	stdin: true                   # standard input follows
+//	idempotent: true              # running it twice does no harm: detached, it is retried on loss
+//	retry: on-loss                # or never, whatever idempotent says
+//	lease: 10m                    # how long its machine goes on without its submitter, where it is retried
 package agent
 
 import (
@@ -57,6 +60,7 @@ type Manifest struct {
 	Description string
 	File        string            // path of the manifest
 	Digest      [sha256.Size]byte // of its bytes
+	Idempotent  bool              // running it twice does no harm
 
 	spec    task.Spec
 	sources []Source
@@ -145,7 +149,10 @@ func (r *reader) manifest(root *yaml.Node, m *Manifest) {
 		"place": func(n *yaml.Node) {
 			r.mapping(n, map[string]field{"node": value(r, &s.Node, "the name of a node", notEmpty)})
 		},
-		"stdin": value(r, &s.Stdin, "true or false", parseBool),
+		"stdin":      value(r, &s.Stdin, "true or false", parseBool),
+		"idempotent": value(r, &m.Idempotent, "true or false", parseBool),
+		"retry":      value(r, &s.Retry, "never or on-loss", task.ParseRetry),
+		"lease":      value(r, &s.Lease, "a length of time", task.ParseDuration),
 	}
 	has := r.mapping(root, fields, later...)
 	if root.Kind == yaml.MappingNode {
