@@ -165,8 +165,7 @@ func (r *run) ask(ctx context.Context) error {
 		if l := r.given(err); l != nil {
 			return l
 		}
-		switch {
-		case err == nil:
+		if err == nil {
 			err = errors.New("its answer ended before the run")
 		}
 		switch {
@@ -191,6 +190,8 @@ func (r *run) ask(ctx context.Context) error {
 func (r *run) request(ctx context.Context, exec Executor, order task.Order, again bool) error {
 	r.contact = false
 	take := func(e *task.Event) error { return r.take(ctx, exec, e) }
+	ctx, done := r.leased.whileHeld(ctx)
+	defer done()
 	if r.source == 0 {
 		return exec.Start(ctx, order, take)
 	}
@@ -222,9 +223,7 @@ func (r *run) bear(ctx context.Context, t *trouble, err error) error {
 		delay = r.d.times.lost
 	}
 	t.delay = min(2*t.delay, r.d.times.retryMax)
-	if r.leased != nil { // when it ends, another machine may take the run, and as soon as one can
-		delay = min(delay, max(r.leased.left(), r.d.times.retryMax))
-	}
+	delay = r.leased.bound(delay, r.d.times.retryMax)
 	r.wait(ctx, delay)
 	return nil
 }

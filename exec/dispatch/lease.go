@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -111,6 +112,24 @@ func (g *grant) bound(wait, now time.Duration) time.Duration {
 	return min(wait, now)
 }
 
+// whileHeld returns a context that ends when the machine cannot hold the run any
+// more, so that nobody waits for the answer of one that is silent. Once that is so,
+// the machine has all the time that others have.
+func (g *grant) whileHeld(ctx context.Context) (_ context.Context, done func()) {
+	if g == nil || g.left() <= 0 {
+		return ctx, func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		for left := g.left(); left > 0 && ctx.Err() == nil; left = g.left() {
+			sleep(ctx, left)
+		}
+		cancel()
+	})
+	return ctx, func() { cancel(); watch.Wait() }
+}
+
 // given returns how the present attempt was lost for good: its machine says so,
 // in err, or cannot hold it any more. Nil where neither is, or where there is no
 // other machine for it now: then the one that had it may still come back with a
@@ -126,7 +145,7 @@ func (r *run) given(err error) *loss {
 		if r.leased.left() > 0 { // one more was under way
 			return nil
 		}
-		l = &loss{reason: fmt.Sprintf("%s is out of reach: %v; the lease of %s that it had is over", r.placed.Name, err, task.FormatDuration(r.spec.LeaseLength()))}
+		l = &loss{reason: fmt.Sprintf("%s was not heard of for longer than its lease of %s", r.placed.Name, task.FormatDuration(r.spec.LeaseLength()))}
 	}
 	if r.placed.Attempt >= maxAttempts {
 		return nil
