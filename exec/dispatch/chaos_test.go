@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/balanceai/balance/exec/blob"
+	"github.com/balanceai/balance/exec/lease"
 	"github.com/balanceai/balance/exec/remote"
 	runner "github.com/balanceai/balance/exec/run"
 	"github.com/balanceai/balance/exec/task"
@@ -94,6 +95,11 @@ func TestRetriesUnderChaos(t *testing.T) {
 		beats := filepath.Join(dir, strconv.Itoa(i))
 		spec.Command = []string{"sh", "-c", `while [ ! -e "$2" ]; do echo $BALANCE_ATTEMPT >> "$1"; sleep 0.02; done; echo result of $BALANCE_ATTEMPT`, "sh", beats, over}
 		ids = append(ids, l.submit(spec))
+	}
+	for _, s := range sites { // each for longer than a lease, so that what it has is retried
+		s.down()
+		time.Sleep(lease.Shortest + time.Second)
+		s.up()
 	}
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
