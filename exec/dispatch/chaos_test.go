@@ -46,7 +46,7 @@ func (l *lab) site(m *machine) *site {
 	}}
 	s.open(l)
 	s.station = l.overHTTP(l.t.(*testing.T), m)
-	s.station.down()
+	s.down()
 	s.serve(l)
 	l.t.Cleanup(func() { _ = s.runner.Close() })
 	return s
