@@ -147,6 +147,7 @@ type whyAttempt struct {
 	Ranking task.Ranking  `json:"ranking"`
 	More    int           `json:"more,omitempty"`    // machines left out of the record
 	Refused []task.Reason `json:"refused,omitempty"` // why the machine did not take it
+	Lost    string        `json:"lost,omitempty"`    // how the machine was lost with it
 }
 
 // ledgerEntry is one entry as people and scripts see it.

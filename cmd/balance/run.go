@@ -42,6 +42,8 @@ type draft struct {
 	stdin   bool // somebody pipes something in
 	noStdin bool // also where the manifest reads it
 	detach  bool
+	retry   task.Retry
+	lease   time.Duration
 }
 
 // compile makes the spec of a draft and puts its inputs into the blob store,
@@ -70,6 +72,9 @@ func (a *app) outline(d *draft) (task.Spec, []agent.Source, error) {
 		if spec, own, err = m.Spec(d.args); err != nil {
 			return spec, nil, err
 		}
+		if spec.Retry == "" && m.Idempotent && d.detach { // at a terminal, a person decides
+			spec.Retry = task.RetryOnLoss
+		}
 		sources = instead(own, sources)
 	}
 	spec.Needs = override(spec.Needs, d.needs)
@@ -81,6 +86,15 @@ func (a *app) outline(d *draft) (task.Spec, []agent.Source, error) {
 	}
 	spec.Stdin = (spec.Stdin || d.stdin) && !d.detach && !d.noStdin
 	spec.Detached = d.detach
+	spec.Retry, spec.Lease = cmp.Or(d.retry, spec.Retry), cmp.Or(d.lease, spec.Lease)
+	switch {
+	case spec.Retry == task.RetryOnLoss && spec.Stdin:
+		return spec, nil, fail("usage", "leave standard input away with --no-stdin, or say --retry never", "a run that reads standard input cannot be started again")
+	case spec.Retry != task.RetryOnLoss && d.lease > 0:
+		return spec, nil, fail("usage", "say --retry on-loss too", "a lease of %s for a run that is never started again", task.FormatDuration(d.lease))
+	case spec.Retry != task.RetryOnLoss:
+		spec.Lease = 0 // of the manifest
+	}
 	if len(d.env) > 0 {
 		env := maps.Clone(spec.Env)
 		if env == nil {
@@ -187,6 +201,8 @@ func draftFlags(f *pflag.FlagSet, d *draft) {
 	f.StringVar(&d.node, "node", "", "this machine and no other")
 	f.StringSliceVar(&d.prefer, "prefer", nil, "rather a machine with this label, the first ones most")
 	f.Var(unit[time.Duration]{&d.limits.Time, task.ParseDuration, "duration"}, "time-limit", "end the run after this long")
+	f.Var(unit[task.Retry]{&d.retry, task.ParseRetry, "never|on-loss"}, "retry", "start the run again elsewhere when its machine is lost (default: never; for detached agents that are idempotent, on-loss)")
+	f.Var(unit[time.Duration]{&d.lease, task.ParseDuration, "duration"}, "lease", "with --retry on-loss: how long its machine goes on without this one, and is waited for (default 5m)")
 	f.StringToStringVarP(&d.env, "env", "e", nil, "environment variable, NAME=VALUE")
 	f.VarP(sources{&d.inputs}, "input", "i", "file or folder to take along, PATH or PATH:NAME")
 	f.StringSliceVarP(&d.outputs, "output", "o", nil, "file or folder to bring back")

@@ -77,13 +77,34 @@ func TestManifest(t *testing.T) {
 		Limits:  task.Limits{Time: 24 * time.Hour, Output: 64 * task.MiB},
 		Node:    "hydra",
 		Stdin:   true,
+		Retry:   task.RetryOnLoss,
+		Lease:   90 * time.Second,
 	})
+	if !m.Idempotent {
+		t.Error("it is idempotent")
+	}
 	same(t, sources, []Source{
 		{"/home/ada/eval/eval.py", "eval.py"},
 		{"/home/ada/eval/suites/small", "suites/small"},
 		{"/home/ada/shared/texts", "data/texts"},
 		{"/srv/models/index.json", "index.json"},
 	})
+}
+
+func TestRetryInManifest(t *testing.T) {
+	for text, want := range map[string]string{
+		"retry: always\n":              `"always" is neither never nor on-loss`,
+		"lease: 10m\n":                 "never started again",
+		"retry: never\nlease: 10m\n":   "never started again",
+		"retry: on-loss\nlease: 5ms\n": "a lease of 5ms: it is from 1s to 720h",
+		"retry: on-loss\n":             "",
+		"idempotent: true\n":           "",
+	} {
+		_, err := Parse("a/agent.yaml", []byte("command: [a]\nprocess: {}\n"+text))
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%q: %v, want %s", text, err, want)
+		}
+	}
 }
 
 // A spec belongs to who asked for it.

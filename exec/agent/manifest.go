@@ -24,6 +24,9 @@
 //	place: {node: hydra,          # only there
 //	        prefer: [quiet]}      # or: rather where the owner has given this label
 //	stdin: true                   # standard input follows
+//	idempotent: true              # running it twice does no harm: detached, it is retried on loss
+//	retry: on-loss                # or never, whatever idempotent says
+//	lease: 10m                    # how long its machine goes on without its submitter, where it is retried
 package agent
 
 import (
@@ -58,6 +61,7 @@ type Manifest struct {
 	Description string
 	File        string            // path of the manifest
 	Digest      [sha256.Size]byte // of its bytes
+	Idempotent  bool              // running it twice does no harm
 
 	spec    task.Spec
 	sources []Source
@@ -149,7 +153,10 @@ func (r *reader) manifest(root *yaml.Node, m *Manifest) {
 				"prefer": words(r, &s.Prefer, "a label", checkLabel),
 			})
 		},
-		"stdin": value(r, &s.Stdin, "true or false", parseBool),
+		"stdin":      value(r, &s.Stdin, "true or false", parseBool),
+		"idempotent": value(r, &m.Idempotent, "true or false", parseBool),
+		"retry":      value(r, &s.Retry, "never or on-loss", task.ParseRetry),
+		"lease":      value(r, &s.Lease, "a length of time", task.ParseDuration),
 	}
 	has := r.mapping(root, fields, later...)
 	if root.Kind == yaml.MappingNode {

@@ -145,6 +145,8 @@ func (r *run) ask(ctx context.Context) error {
 		return err
 	}
 	exec := r.d.cfg.Executor(r.placed.Node)
+	r.leased = r.grant(ctx, exec)
+	defer func() { r.leased.end(); r.leased = nil }()
 	var t trouble
 	for {
 		if !r.sent && r.cancelled() {
@@ -161,7 +163,11 @@ func (r *run) ask(ctx context.Context) error {
 			return ctx.Err()
 		case errors.As(err, &refusal) && r.source == 0:
 			return err
-		case err == nil:
+		}
+		if l := r.given(err); l != nil {
+			return l
+		}
+		if err == nil {
 			err = errors.New("its answer ended before the run")
 		}
 		switch {
@@ -186,13 +192,15 @@ func (r *run) ask(ctx context.Context) error {
 func (r *run) request(ctx context.Context, exec Executor, order task.Order, again bool) error {
 	r.contact = false
 	take := func(e *task.Event) error { return r.take(ctx, exec, e) }
+	ctx, done := r.leased.whileHeld(ctx)
+	defer done()
 	if r.source == 0 {
 		return exec.Start(ctx, order, take)
 	}
 	after := r.source
 	switch {
-	case r.again:
-		after, r.again = 0, false
+	case r.anew:
+		after, r.anew = 0, false
 	case again:
 		after--
 	}
@@ -217,6 +225,7 @@ func (r *run) bear(ctx context.Context, t *trouble, err error) error {
 		delay = r.d.times.lost
 	}
 	t.delay = min(2*t.delay, r.d.times.retryMax)
+	delay = r.leased.bound(delay, r.d.times.retryMax)
 	r.wait(ctx, delay)
 	return nil
 }

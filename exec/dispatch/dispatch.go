@@ -11,7 +11,9 @@
 //   - Each run reaches a final state, or is lost for as long as its machine is.
 //   - A run is started on another machine only after the first has refused it,
 //     or could not be sent the order at all. What may have been accepted is
-//     waited for: a second start is worse than a late one.
+//     waited for: a second start is worse than a late one. Where the run may be
+//     retried, that wait ends with the lease that the machine had; see package
+//     lease.
 //   - Each event of the machine is shown once, in order, across broken
 //     connections and restarts on both sides.
 //   - The machine's word counts. Lost is what the submitter believes until the
@@ -55,6 +57,8 @@ type Executor interface {
 	// ends. *[task.OffsetError] tells another offset to send from.
 	Stdin(ctx context.Context, run string, offset int64, in io.Reader) error
 	Cancel(ctx context.Context, run string, force bool) error
+	// Renew keeps the lease of an attempt; see package lease.
+	Renew(ctx context.Context, run string, attempt int, seen uint64) (next uint64, err error)
 	// Settle hands over the submitter's entries at the end.
 	Settle(ctx context.Context, run string, entries []*wire.Entry) error
 }

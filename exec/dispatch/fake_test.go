@@ -9,8 +9,10 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/balanceai/balance/exec/fleet"
+	"github.com/balanceai/balance/exec/lease"
 	"github.com/balanceai/balance/exec/policy"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/identity"
@@ -162,6 +164,8 @@ type machine struct {
 
 type machineRun struct {
 	attempt  int
+	lease    *lease.Holder
+	held     bool // it was granted
 	events   []*task.Event
 	stdin    bytes.Buffer
 	eof      bool
@@ -259,7 +263,7 @@ func (m *machine) Start(ctx context.Context, o task.Order, yield func(*task.Even
 		return err
 	}
 	m.mu.Lock()
-	refusal, known := m.refusal, m.runs[o.Run] != nil
+	refusal, known := m.refusal, m.runs[o.Run] != nil && m.runs[o.Run].attempt >= o.Attempt
 	m.mu.Unlock()
 	if !known {
 		if _, err := m.ledger.Accept(ctx, o.Entries...); err != nil {
@@ -273,7 +277,7 @@ func (m *machine) Start(ctx context.Context, o task.Order, yield func(*task.Even
 			return &task.Refusal{Reasons: refusal, Entries: entries}
 		}
 		m.set(func() {
-			m.runs[o.Run] = &machineRun{attempt: o.Attempt}
+			m.runs[o.Run] = &machineRun{attempt: o.Attempt, lease: lease.NewHolder(time.Second)}
 			m.starts[o.Run]++
 		})
 		if m.script == nil {
@@ -378,6 +382,22 @@ func (m *machine) Cancel(ctx context.Context, run string, force bool) error {
 		m.finish(run, task.Finished{State: task.Cancelled, ExitCode: 143, Reason: "cancelled"})
 	}
 	return nil
+}
+
+func (m *machine) Renew(ctx context.Context, run string, attempt int, seen uint64) (uint64, error) {
+	if err := m.reach(ctx); err != nil {
+		return 0, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r := m.runs[run]
+	if r == nil || r.attempt != attempt || r.finished {
+		return 0, task.ErrNoRun
+	}
+	m.changedLocked()
+	next, err := r.lease.Renew(lease.Now(), seen)
+	r.held = r.held || r.lease.Until() > 0
+	return next, err
 }
 
 func (m *machine) Settle(ctx context.Context, _ string, entries []*wire.Entry) error {

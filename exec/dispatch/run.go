@@ -38,8 +38,9 @@ type run struct {
 	full          bool           // there was no more room
 	contact       bool           // this request was answered
 	storing       <-chan error   // of entries on their way into the ledger; nil: none
-	again         bool           // some have not got there: the machine is to send all once more
+	anew          bool           // some have not got there: the machine is to send all once more
 	lost          bool           // the ledger says so
+	leased        *grant         // what the machine holds the present attempt by
 	end           *ending        // the machine's account, once it has given it
 	countersigned bool           // the receipt is in the ledger
 
@@ -129,9 +130,12 @@ func (r *run) bring(ctx context.Context) error {
 		}
 		err := r.ask(ctx)
 		var refusal *task.Refusal
+		var gone *loss
 		switch {
 		case err == nil:
 			return r.finish(ctx)
+		case errors.As(err, &gone):
+			err = r.again(ctx, gone)
 		case errors.As(err, &refusal):
 			if err := r.store(ctx, refusal.Entries, false); err != nil {
 				r.d.cfg.Log.Warn("refusal is not in the ledger", "run", r.id, "node", r.placed.Name, "err", err)

@@ -36,6 +36,7 @@ func journalRoom(spec *task.Spec) int64 {
 func (r *run) take(ctx context.Context, exec Executor, e *task.Event) error {
 	r.contact, r.sent = true, true
 	r.down.Store(false)
+	r.leased.heard()
 	if r.lost {
 		if err := r.find(ctx); err != nil {
 			return err
@@ -103,11 +104,15 @@ func (r *run) takeEnd(ctx context.Context, entries []*wire.Entry) error {
 	if err != nil {
 		return err
 	}
-	if err = r.stored(); err == nil {
+	if err = r.stored(); err == nil && r.retries(end) {
+		if err = r.accept(ctx, r.placed, entries); err == nil {
+			return &loss{reason: r.placed.Name + " has lost it: " + shorten(end.Reason, maxReason), told: true}
+		}
+	} else if err == nil {
 		err = r.storeEnd(ctx, end, entries)
 	}
 	if err != nil {
-		r.again = true
+		r.anew = true
 		return err
 	}
 	r.end = end
@@ -149,7 +154,7 @@ func (r *run) store(ctx context.Context, entries []*wire.Entry, behind bool) err
 	case err == nil:
 		err = r.accept(ctx, r.placed, entries)
 	}
-	r.again = r.again || err != nil
+	r.anew = r.anew || err != nil
 	return err
 }
 

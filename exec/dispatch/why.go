@@ -18,6 +18,7 @@ type Attempt struct {
 	Ranking task.Ranking  `json:"ranking"`
 	More    int           `json:"more,omitempty"`    // machines left out of the ranking, the worst
 	Refusal []task.Reason `json:"refusal,omitempty"` // why the machine did not take the run
+	Lost    string        `json:"lost,omitempty"`    // how the machine was lost with it
 }
 
 // Why returns the choices that were made for a run, in order.
@@ -32,13 +33,29 @@ func (d *Dispatcher) Why(ctx context.Context, id string) ([]Attempt, error) {
 	}
 	var out []Attempt
 	for _, e := range entries {
-		if e.Author == st.Submitter && e.Kind == task.KindPlace {
-			if out, err = addAttempt(out, e); err != nil {
-				return nil, fmt.Errorf("run %s: %w", id, err)
-			}
+		switch {
+		case e.Author != st.Submitter:
+		case e.Kind == task.KindPlace:
+			out, err = addAttempt(out, e)
+		case e.Kind == task.KindLost:
+			err = addLoss(out, e)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("run %s: %w", id, err)
 		}
 	}
 	return out, nil
+}
+
+func addLoss(list []Attempt, e *wire.Entry) error {
+	var l task.LostRecord
+	if err := wire.Unmarshal(e.Payload, &l); err != nil {
+		return err
+	}
+	if n := len(list); n > 0 && list[n-1].Attempt == l.Attempt {
+		list[n-1].Lost = l.Reason
+	}
+	return nil
 }
 
 func addAttempt(list []Attempt, e *wire.Entry) ([]Attempt, error) {
@@ -47,13 +64,14 @@ func addAttempt(list []Attempt, e *wire.Entry) ([]Attempt, error) {
 		return nil, err
 	}
 	if n := len(list); n > 0 && list[n-1].Attempt == p.Attempt {
-		return list, nil // the machine was lost and found
+		list[n-1].Lost = "" // it was found
+		return list, nil
 	}
 	ranking, err := p.Ranking()
 	if err != nil {
 		return nil, err
 	}
-	if n := len(list); n > 0 { // the next choice says why this one failed
+	if n := len(list); n > 0 && list[n-1].Lost == "" { // the next choice says why this one failed
 		for _, v := range ranking {
 			if v.Node == list[n-1].NodeID {
 				list[n-1].Refusal = v.Reasons

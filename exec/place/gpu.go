@@ -147,12 +147,18 @@ func (f *fit) pick(idle, pool []*device, want int) {
 // noVRAM tells what the devices have instead.
 func (f *fit) noVRAM(idle, pool []*device) {
 	left := func(d *device) task.Bytes {
-		if d.Unified {
-			return min(d.free, f.sharedVRAM())
+		if d.Unified { // which all that have none of their own take from
+			return min(d.free, f.sharedVRAM()/task.Bytes(f.needs.GPUs))
 		}
 		return d.free
 	}
 	most := slices.MaxFunc(idle, func(a, b *device) int { return cmp.Compare(left(a), left(b)) })
+	frees := make([]task.Bytes, len(idle))
+	for i, d := range idle {
+		frees[i] = left(d)
+	}
+	slices.SortFunc(frees, func(a, b task.Bytes) int { return cmp.Compare(b, a) })
+	have := frees[min(f.needs.GPUs, len(frees))-1] // with less than that asked for, there would be enough devices
 	var rest string
 	switch {
 	case len(f.devices) > 0:
@@ -173,7 +179,7 @@ func (f *fit) noVRAM(idle, pool []*device) {
 		}
 	}
 	need := f.vram(most)
-	f.refuse(large >= f.needs.GPUs, "vram", uint64(need), uint64(left(most)),
+	f.refuse(large >= f.needs.GPUs, "vram", uint64(need), uint64(have),
 		"needs %v of VRAM on %s; %s", need, where, rest)
 }
 

@@ -156,7 +156,7 @@ func TestReasons(t *testing.T) {
 			[]task.Reason{
 				{Rule: "gpus", Text: "needs 3 GPUs, has 2", Need: 3, Have: 2},
 				{Rule: "gpu-model", Text: "needs 3 GPUs of model H100 or a100, has NVIDIA L4", Need: 3},
-				{Rule: "vram", Text: "needs 40 GiB of VRAM on each of 3 GPUs; the most free is 24 GiB of 24 GiB on NVIDIA L4", Need: 40 << 30, Have: 24 << 30},
+				{Rule: "vram", Text: "needs 40 GiB of VRAM on each of 3 GPUs; the most free is 24 GiB of 24 GiB on NVIDIA L4", Need: 40 << 30, Have: 20 << 30},
 			},
 		},
 		{
@@ -177,7 +177,7 @@ func TestReasons(t *testing.T) {
 		{
 			"some of the GPUs", spec(task.Needs{GPUs: 2, VRAM: 20 * task.GiB}),
 			machine(1, gpu("NVIDIA L4", 24*task.GiB, 24*task.GiB), gpu("NVIDIA L4", 24*task.GiB, 4*task.GiB), gpu("NVIDIA T4", 16*task.GiB, 16*task.GiB)),
-			[]task.Reason{{Rule: "vram", Text: "needs 20 GiB of VRAM on each of 2 GPUs; 1 of 3 have that free", Need: 20 << 30, Have: 24 << 30, Ever: true}},
+			[]task.Reason{{Rule: "vram", Text: "needs 20 GiB of VRAM on each of 2 GPUs; 1 of 3 have that free", Need: 20 << 30, Have: 16 << 30, Ever: true}},
 		},
 		{
 			"VRAM not told", spec(task.Needs{VRAM: task.GiB}),

@@ -76,6 +76,23 @@ func (c *Client) Cancel(ctx context.Context, run string, force bool) error {
 	return c.simple(ctx, &call{patience: c.silence}, http.MethodPost, path, nil)
 }
 
+// Renew implements [Runner].
+func (c *Client) Renew(ctx context.Context, run string, attempt int, seen uint64) (uint64, error) {
+	k := &call{patience: c.silence}
+	defer k.end()
+	path := runPath(run, "/renew") + "?attempt=" + strconv.Itoa(attempt) + "&seen=" + strconv.FormatUint(seen, 10)
+	resp, err := c.do(ctx, k, http.MethodPost, path, nil, nil)
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	var b stampBody
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxLine)).Decode(&b); err != nil {
+		return 0, fmt.Errorf("its answer to a renewal: %w", err)
+	}
+	return b.Stamp, nil
+}
+
 // Settle implements [Runner].
 func (c *Client) Settle(ctx context.Context, run string, entries []*wire.Entry) error {
 	body, err := json.Marshal(entriesBody{encodeEntries(entries)})

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"reflect"
@@ -15,6 +16,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/balanceai/balance/exec/lease"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/identity"
 	"github.com/balanceai/balance/mesh/wire"
@@ -237,6 +239,25 @@ func testRunner(t *testing.T, connect func(*testing.T, *fake) Runner) {
 		}
 		if got := f.runs[run1].stdin.String(); got != "one two three" || !f.runs[run1].eof {
 			t.Errorf("got %q, eof %v", got, f.runs[run1].eof)
+		}
+	})
+
+	t.Run("renew", func(t *testing.T) {
+		f := newFake()
+		f.happen(run1)
+		f.runs[run1].order.Attempt = 3
+		r := connect(t, f)
+		for _, seen := range []uint64{0, 7, math.MaxUint64 - 1} {
+			if next, err := r.Renew(t.Context(), run1, 3, seen); err != nil || next != seen+1 {
+				t.Errorf("seen %d: %d, %v", seen, next, err)
+			}
+		}
+		if _, err := r.Renew(t.Context(), run1, 2, 0); !errors.Is(err, task.ErrNoRun) {
+			t.Errorf("another attempt: %v", err)
+		}
+		f.happen(run1, finished(0))
+		if _, err := r.Renew(t.Context(), run1, 3, 0); !errors.Is(err, lease.ErrLapsed) {
+			t.Errorf("a lease that ran out: %v", err)
 		}
 	})
 

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/balanceai/balance/exec/lease"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/identity"
 	"github.com/balanceai/balance/mesh/wire"
@@ -150,6 +151,18 @@ func (f *fake) Stdin(_ context.Context, run string, offset int64, in io.Reader) 
 			return err
 		}
 	}
+}
+
+func (f *fake) Renew(_ context.Context, run string, attempt int, seen uint64) (uint64, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch r := f.runs[run]; {
+	case r == nil || r.order.Attempt != attempt:
+		return 0, task.ErrNoRun
+	case r.finished:
+		return 0, lease.ErrLapsed
+	}
+	return seen + 1, nil
 }
 
 func (f *fake) Cancel(_ context.Context, run string, force bool) error {

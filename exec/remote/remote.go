@@ -8,6 +8,7 @@
 //	GET  /v1/runs/{id}/events?after=n   the stream from there on
 //	POST /v1/runs/{id}/stdin?offset=n   standard input as the body; its end is the end of input
 //	POST /v1/runs/{id}/cancel?force=1   ends the run; force gives it no time
+//	POST /v1/runs/{id}/renew?attempt=n&seen=m   the submitter is there; see [lease.Holder.Renew]
 //	POST /v1/runs/{id}/settle           the submitter's last entries
 //	GET  /v1/blobs/{sha256}             a file by content; Range resumes
 //
@@ -33,6 +34,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/balanceai/balance/exec/lease"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/wire"
 )
@@ -47,6 +49,8 @@ type Runner interface {
 	// Stdin gives the run its standard input from a byte offset on.
 	Stdin(ctx context.Context, run string, offset int64, in io.Reader) error
 	Cancel(ctx context.Context, run string, force bool) error
+	// Renew tells that who dispatches the run is there, and has seen a stamp.
+	Renew(ctx context.Context, run string, attempt int, seen uint64) (next uint64, err error)
 	Settle(ctx context.Context, run string, entries []*wire.Entry) error
 }
 
@@ -95,8 +99,14 @@ const (
 	codeNoRun   = "no-run"
 	codeNoBlob  = "no-blob"
 	codeOffset  = "offset" // with the offset to send from
+	codeLapsed  = "lapsed"
 	codeFailed  = "failed" // with an error
 )
+
+// stampBody is the answer to a renewal.
+type stampBody struct {
+	Stamp uint64 `json:"stamp"`
+}
 
 // answer is how a request ended that did not end well.
 type answer struct {
@@ -118,6 +128,8 @@ func answerTo(err error) (int, answer) {
 		return http.StatusRequestedRangeNotSatisfiable, answer{Code: codeOffset, Offset: offset.Offset}
 	case errors.Is(err, task.ErrNoRun):
 		return http.StatusNotFound, answer{Code: codeNoRun}
+	case errors.Is(err, lease.ErrLapsed):
+		return http.StatusGone, answer{Code: codeLapsed}
 	case errors.Is(err, fs.ErrNotExist):
 		return http.StatusNotFound, answer{Code: codeNoBlob}
 	default:
@@ -138,6 +150,8 @@ func (a *answer) err() error {
 		return &task.OffsetError{Offset: a.Offset}
 	case codeNoRun:
 		return task.ErrNoRun
+	case codeLapsed:
+		return lease.ErrLapsed
 	case codeNoBlob:
 		return fs.ErrNotExist
 	default:

@@ -46,6 +46,7 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("GET /v1/runs/{id}/events", s.own(s.follow))
 	mux.HandleFunc("POST /v1/runs/{id}/stdin", s.own(s.stdin))
 	mux.HandleFunc("POST /v1/runs/{id}/cancel", s.own(s.cancel))
+	mux.HandleFunc("POST /v1/runs/{id}/renew", s.own(s.renew))
 	mux.HandleFunc("POST /v1/runs/{id}/settle", s.own(s.settle))
 	mux.HandleFunc("GET /v1/blobs/{hash}", s.blob)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -117,6 +118,26 @@ func (s *Server) cancel(w http.ResponseWriter, r *http.Request, run string) {
 	if err := s.Runner.Cancel(r.Context(), run, r.URL.Query().Get("force") == "1"); err != nil {
 		fail(w, err)
 	}
+}
+
+func (s *Server) renew(w http.ResponseWriter, r *http.Request, run string) {
+	attempt, err := strconv.Atoi(r.URL.Query().Get("attempt"))
+	if err != nil {
+		badRequest(w, fmt.Errorf("renewal: attempt: %w", err))
+		return
+	}
+	seen, err := strconv.ParseUint(r.URL.Query().Get("seen"), 10, 64)
+	if err != nil {
+		badRequest(w, fmt.Errorf("renewal: seen: %w", err))
+		return
+	}
+	next, err := s.Runner.Renew(r.Context(), run, attempt, seen)
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(stampBody{next}) // a peer that has gone asks again
 }
 
 func (s *Server) settle(w http.ResponseWriter, r *http.Request, run string) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/balanceai/balance/exec/lease"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/wire"
 )
@@ -28,7 +29,7 @@ func (r *Runner) Start(ctx context.Context, o task.Order, yield func(*task.Event
 	if err != nil {
 		return err
 	}
-	return x.journal.Read(ctx, 0, true, yield)
+	return read(ctx, x.journal, 0, yield)
 }
 
 // errAgain says that the attempt has been accepted before.
@@ -89,6 +90,9 @@ func (r *Runner) take(ctx context.Context, o *task.Order, w wish) (*live, error)
 	}
 	x, life := newLive(r, o.Run)
 	x.attempt, x.from, x.spec = o.Attempt, o.From, w.spec
+	if length := w.spec.LeaseLength(); length > 0 {
+		x.lease = lease.NewHolder(length)
+	}
 	r.runs[o.Run] = x
 	r.wg.Add(1)
 	r.mu.Unlock()
@@ -105,6 +109,7 @@ func (r *Runner) take(ctx context.Context, o *task.Order, w wish) (*live, error)
 	go func() {
 		defer r.wg.Done()
 		x.run(life)
+		r.keeper.fill()
 		r.spares.Add()
 	}()
 	return x, nil
@@ -115,6 +120,7 @@ func (r *Runner) drop(x *live) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.runs, x.id)
+	close(x.gone)
 }
 
 // join waits until it is known whether the run x is accepted.
@@ -131,6 +137,14 @@ func (r *Runner) join(ctx context.Context, x *live, o *task.Order, w wish) (*liv
 		return x, x.err
 	case x.err != nil: // it makes way
 		return r.take(ctx, o, w)
+	case o.Attempt > x.attempt && x.lease != nil:
+		x.fence(o.Attempt)
+		select {
+		case <-x.gone:
+			return r.take(ctx, o, w)
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
 	p, err := r.past(ctx, o.Run)
 	if err != nil {
@@ -165,7 +179,8 @@ func (r *Runner) accept(ctx context.Context, x *live, o *task.Order, w wish) err
 	if reasons, ok := p.refused[o.Attempt]; ok {
 		return &task.Refusal{Reasons: reasons, Entries: p.own}
 	}
-	if p.accepted != nil {
+	again := x.lease != nil && p.finished != nil && o.Attempt > p.accepted.Attempt
+	if p.accepted != nil && !again {
 		return r.refuse(ctx, o, p.own, otherAttempt(p.accepted.Attempt))
 	}
 	if reasons := r.admit(x); len(reasons) > 0 {

@@ -10,9 +10,11 @@ import (
 // The folder of a run has in it:
 //
 //	events  its journal
-//	exit    how its program ended, where that is known before the ledger has it
+//	exit    the account of its end, where that is known before the ledger has it
 //	work    where the program works
 //	tmp     its TMPDIR
+//
+// and what its supervisor has, see package supervise.
 
 func (x *live) work() string     { return filepath.Join(x.dir, "work") }
 func (x *live) temp() string     { return filepath.Join(x.dir, "tmp") }
@@ -40,12 +42,6 @@ func (x *live) prepare() error {
 	if err := x.r.spares.Take(x.dir); err != nil {
 		return err
 	}
-	if x.spec.Stdin {
-		var err error
-		if x.stdin, err = newStdin(); err != nil {
-			return err
-		}
-	}
 	var err error
 	x.journal, err = journal.Open(x.r.journalPath(x.id))
 	return err
@@ -55,9 +51,6 @@ func (x *live) prepare() error {
 func (x *live) discard() {
 	if x.journal != nil {
 		_ = x.journal.Close()
-	}
-	if x.stdin != nil {
-		x.stdin.close()
 	}
 	os.RemoveAll(x.dir)
 }

@@ -136,6 +136,10 @@ type Finished struct {
 	Reason   string    `cbor:"4,keyasint,omitempty" json:"reason,omitempty"` // why it failed or was cancelled, where the exit code does not say
 	Usage    Usage     `cbor:"5,keyasint" json:"usage"`
 	Outputs  wire.Hash `cbor:"6,keyasint" json:"outputs,omitzero"` // listing of the output files; zero for none
+
+	// Lost says that the machine has lost the run, which did not end by itself:
+	// its lease ran out, or the node stopped. A run that may be retried is.
+	Lost bool `cbor:"32,keyasint,omitempty" json:"lost,omitempty"`
 }
 
 // Usage is what a run used, as the executor measured it.
@@ -203,6 +207,7 @@ func Fold(run string, entries []*wire.Entry) (Status, error) {
 // folder adds entries up.
 type folder struct {
 	Status
+	retry    Retry
 	finished wire.Hash // the executor's last word on the current attempt
 	receipt  wire.Hash // what the submitter has countersigned
 }
@@ -216,7 +221,7 @@ func (f *folder) submit(e *wire.Entry) {
 		return
 	}
 	f.State, f.Submitter, f.Submitted = Submitted, e.Author, e.Time()
-	f.Agent, f.Command = r.Spec.Agent, r.Spec.Command
+	f.Agent, f.Command, f.retry = r.Spec.Agent, r.Spec.Command, r.Spec.Retry
 }
 
 func (f *folder) wish(e *wire.Entry) {
@@ -253,6 +258,9 @@ func (f *folder) fact(e *wire.Entry) {
 	case e.Kind == KindFinished && read(e, &finished) && finished.Attempt == f.Attempt && ran(finished.State):
 		f.State, f.Reason, f.Finished, f.Outputs = finished.State, finished.Reason, e.Time(), finished.Outputs
 		f.Usage, f.ExitCode, f.finished = &finished.Usage, &finished.ExitCode, e.Hash()
+		if finished.Lost && f.retry == RetryOnLoss && f.receipt != f.finished { // the next attempt is to come
+			f.State, f.ExitCode, f.Finished = Lost, nil, time.Time{}
+		}
 	}
 }
 

@@ -49,6 +49,9 @@ type Spec struct {
 	Stdin    bool              `cbor:"12,keyasint,omitempty" json:"stdin,omitempty"`    // standard input follows
 	Detached bool              `cbor:"13,keyasint,omitempty" json:"detached,omitempty"` // nobody waits at a terminal
 	Prefer   []string          `cbor:"14,keyasint,omitempty" json:"prefer,omitempty"`   // labels of machines that the run had rather be on, the most wanted first
+
+	Retry Retry         `cbor:"27,keyasint,omitempty" json:"retry,omitempty"`    // whether it is started again when its machine is lost
+	Lease time.Duration `cbor:"28,keyasint,omitempty" json:"lease_ns,omitempty"` // how long its machine goes on without its submitter, where it may be started again; 0: [lease.Default]
 }
 
 // Needs are what a machine must have free. Zero values ask for nothing, but CPU
@@ -126,6 +129,9 @@ func (s *Spec) Check() error {
 		return fmt.Errorf("%d thousandths of a GPU", s.Needs.Share)
 	case s.Limits.Time < 0:
 		return fmt.Errorf("time limit %v", s.Limits.Time)
+	}
+	if err := s.checkRetry(); err != nil {
+		return err
 	}
 	for _, arg := range s.Command {
 		if strings.ContainsRune(arg, 0) {

@@ -52,7 +52,8 @@ func fullSpec() Spec {
 			Labels: []string{"lab"}, Engines: []string{"ollama"}, Share: 250,
 		},
 		Inputs:  []Input{{Path: "in", Tree: [32]byte{2}, Size: 5, Kind: KindFolder}, {Path: "x/y", Tree: [32]byte{3}, Kind: KindFile}},
-		Outputs: []string{"out", "report.md"}, Limits: Limits{Time: time.Hour, Output: MiB}, Node: "hydra", Stdin: true, Detached: true, Prefer: []string{"quiet"},
+		Outputs: []string{"out", "report.md"}, Limits: Limits{Time: time.Hour, Output: MiB}, Node: "hydra", Stdin: true, Detached: true,
+		Prefer: []string{"quiet"}, Retry: RetryOnLoss, Lease: time.Minute,
 	}
 }
 
@@ -68,6 +69,11 @@ func TestSpecCheck(t *testing.T) {
 	}
 	for name, change := range map[string]func(*Spec){
 		"no command":         func(s *Spec) { s.Command = nil },
+		"odd retry":          func(s *Spec) { s.Retry = "always" },
+		"lease for nothing":  func(s *Spec) { s.Retry = RetryNever },
+		"short lease":        func(s *Spec) { s.Lease = time.Millisecond },
+		"endless lease":      func(s *Spec) { s.Lease = 1 << 62 },
+		"negative lease":     func(s *Spec) { s.Lease = -time.Minute },
 		"empty command":      func(s *Spec) { s.Command = []string{""} },
 		"NUL in an argument": func(s *Spec) { s.Command = append(s.Command, "a\x00b") },
 		"no driver":          func(s *Spec) { s.Driver = "" },

@@ -1,4 +1,4 @@
-package run
+package supervise
 
 import (
 	"bytes"
@@ -16,20 +16,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// control starts programs so that all that they start can be found again.
+// Control finds what runs have started.
 //
 // Where this process may make control groups (version 2), each run gets one:
 // nothing leaves it, and the kernel kills all that is in it at once. Elsewhere a
-// run is found by its session and by its environment, which a program that
-// wants to hide can change.
-type control struct {
-	cgroup string // folder to make groups in; empty where that is not possible
+// run's supervisor becomes the parent of all that the program leaves behind, and
+// when the supervisor has been killed too, a run is found by its environment,
+// which a program that wants to hide can change.
+type Control struct {
+	Cgroup string // folder to make groups in; empty where that is not possible
 	leaf   string // begins the name of this node's groups
 	node   string // in the environment of its runs
 }
 
-func newControl(short, node string) control {
-	c := control{leaf: "balance-" + short + "-", node: node}
+// NewControl finds out what this process may do. short and node name the node.
+func NewControl(short, node string) Control {
+	c := Control{leaf: "balance-" + short + "-", node: node}
 	dir, err := ownCgroup()
 	if err != nil {
 		return c
@@ -40,7 +42,7 @@ func newControl(short, node string) control {
 	}
 	defer os.Remove(probe)
 	if _, err := os.Stat(filepath.Join(probe, "cgroup.kill")); err == nil { // Linux 5.14
-		c.cgroup = dir
+		c.Cgroup = dir
 	}
 	return c
 }
@@ -79,42 +81,46 @@ func cgroupMount() (string, error) {
 	return "", errors.New("no cgroup2 is mounted")
 }
 
+// Group returns the folder of the control group for a run, empty for none.
+func (c Control) Group(run string) string {
+	if c.Cgroup == "" {
+		return ""
+	}
+	return filepath.Join(c.Cgroup, c.leaf+run)
+}
+
 // start starts a program in a session of its own, to be killed when the thread
 // that calls start ends.
-func (c control) start(run, program string, argv []string, attr *os.ProcAttr) (*os.Process, *group, error) {
-	g := &group{run: run, node: c.node}
+func start(o *Order, files []*os.File, tty bool) (*os.Process, *group, error) {
 	// A service manager may have given the node capabilities that pass to
 	// programs: they are this thread's, and not for runs.
 	_ = unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-	attr.Sys = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
-	if c.cgroup != "" {
-		g.cgroup = filepath.Join(c.cgroup, c.leaf+run)
-	}
-	p, err := g.start(program, argv, attr)
+	attr := &os.ProcAttr{Dir: o.Dir, Env: o.Env, Files: files}
+	attr.Sys = &syscall.SysProcAttr{Setsid: true, Setctty: tty, Pdeathsig: syscall.SIGKILL}
+	g := &group{cgroup: o.Cgroup}
+	p, err := g.start(o.Program, o.Argv, attr)
 	if err != nil && g.cgroup != "" {
 		// What a group's parent allows shows only now.
 		os.Remove(g.cgroup)
 		g.cgroup, attr.Sys.UseCgroupFD = "", false
-		p, err = g.start(program, argv, attr)
+		p, err = g.start(o.Program, o.Argv, attr)
 	}
 	if err != nil {
 		return nil, nil, err
 	}
-	g.pid, g.began = p.Pid, time.Now()
+	g.pid = p.Pid
 	return p, g, nil
 }
 
 // group is every process that a run has started.
 type group struct {
-	run, node string
-	cgroup    string // folder; empty without
-	pid       int    // of the program, which leads its session
-	began     time.Time
+	cgroup string // folder; empty without
+	pid    int    // of the program, which leads its session
 }
 
 func (g *group) start(program string, argv []string, attr *os.ProcAttr) (*os.Process, error) {
 	if g.cgroup != "" {
-		if err := os.Mkdir(g.cgroup, 0o755); err != nil {
+		if err := os.Mkdir(g.cgroup, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, err
 		}
 		dir, err := os.Open(g.cgroup)
@@ -142,13 +148,50 @@ func (g *group) kill() {
 const sweepTime = 2 * time.Second
 
 // sweep kills all that is left of the group, but for the program, which has
-// ended and was not waited for: its pid still stands for the session. It
-// returns when nothing is left.
+// ended and was not waited for. It returns when nothing is left.
 func (g *group) sweep() error {
 	if g.cgroup != "" {
 		return removeCgroup(g.cgroup)
 	}
-	return killAll(func() []int { return slices.DeleteFunc(g.candidates(), func(pid int) bool { return !g.has(pid) }) })
+	return killAll(g.orphans)
+}
+
+// orphans returns this process's children, of which only the program was
+// started by it: the others have lost their parents. Those that have ended are
+// waited for. What they have started comes here when they are gone.
+func (g *group) orphans() []int {
+	var out []int
+	for _, pid := range children() {
+		if pid == g.pid {
+			continue
+		}
+		if done, _ := syscall.Wait4(pid, nil, syscall.WNOHANG, nil); done != pid {
+			out = append(out, pid)
+		}
+	}
+	return out
+}
+
+// children reads those of each thread, or where the kernel does not tell those
+// (CONFIG_PROC_CHILDREN) looks at every process.
+func children() []int {
+	var out []int
+	lists, _ := filepath.Glob("/proc/self/task/*/children")
+	for _, name := range lists {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			continue // the thread has ended
+		}
+		for field := range strings.FieldsSeq(string(b)) {
+			if pid, err := strconv.Atoi(field); err == nil {
+				out = append(out, pid)
+			}
+		}
+	}
+	if len(lists) == 0 {
+		out = slices.DeleteFunc(allPids(), func(pid int) bool { return parent(pid) != os.Getpid() })
+	}
+	return out
 }
 
 func killCgroup(dir string) error {
@@ -208,35 +251,6 @@ func killAll(find func() []int) error {
 	}
 }
 
-// candidates returns the processes that may be the run's. After a short run
-// those are the few that got the next process ids; to look at every process of
-// the machine takes milliseconds.
-func (g *group) candidates() []int {
-	const short, few = time.Second, 128 // no machine wraps its process ids in a second
-	if last, err := lastPid(); err == nil && time.Since(g.began) < short && last >= g.pid && last-g.pid < few {
-		var out []int
-		for pid := g.pid + 1; pid <= last; pid++ {
-			out = append(out, pid)
-		}
-		return out
-	}
-	return allPids()
-}
-
-// lastPid returns the process id that the kernel gave last: the last field of
-// /proc/loadavg.
-func lastPid() (int, error) {
-	b, err := os.ReadFile("/proc/loadavg")
-	if err != nil {
-		return 0, err
-	}
-	fields := strings.Fields(string(b))
-	if len(fields) < 5 {
-		return 0, errors.New("/proc/loadavg has another form")
-	}
-	return strconv.Atoi(fields[4])
-}
-
 func allPids() []int {
 	dir, err := os.Open("/proc")
 	if err != nil {
@@ -256,29 +270,19 @@ func allPids() []int {
 	return out
 }
 
-func (g *group) has(pid int) bool {
-	state, pgrp, session := processState(pid)
-	if pid == g.pid || state == 0 || state == 'Z' || state == 'X' {
-		return false
-	}
-	return pgrp == g.pid || session == g.pid || runOf(pid, g.node) == g.run
-}
-
-// processState reads /proc/PID/stat, see proc_pid_stat(5): state, parent,
-// process group and session follow the name in brackets. The state is 0 where
-// there is no such process.
-func processState(pid int) (state byte, pgrp, session int) {
+// parent reads /proc/PID/stat, see proc_pid_stat(5): the state and the parent
+// follow the name in brackets. It is 0 where there is no such process.
+func parent(pid int) int {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return 0, 0, 0
+		return 0
 	}
 	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
-	if len(fields) < 4 {
-		return 0, 0, 0
+	if len(fields) < 2 {
+		return 0
 	}
-	pgrp, _ = strconv.Atoi(fields[2])
-	session, _ = strconv.Atoi(fields[3])
-	return fields[0][0], pgrp, session
+	ppid, _ := strconv.Atoi(fields[1])
+	return ppid
 }
 
 // runOf returns the run of a node that a process belongs to by its environment,
@@ -301,9 +305,9 @@ func runOf(pid int, node string) (run string) {
 	return run
 }
 
-// killLeft kills what the runs of an earlier life have left: it may have been
-// in another control group itself.
-func (c control) killLeft(runs []string) error {
+// KillLeft kills what runs without a supervisor have left: the node may have been
+// in another control group when it started them.
+func (c Control) KillLeft(runs []string) error {
 	var errs []error
 	if mount, err := cgroupMount(); err == nil {
 		errs = append(errs, filepath.WalkDir(mount, func(path string, d fs.DirEntry, err error) error {

@@ -1,0 +1,31 @@
+//go:build !linux
+
+package supervise
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+const (
+	cloexec = 0
+	rssUnit = 1 // of ru_maxrss: bytes
+)
+
+func setCloexec(fds [2]int) {
+	for _, fd := range fds {
+		syscall.CloseOnExec(fd)
+	}
+}
+
+func executable() (string, error) { return os.Executable() }
+
+// adoptOrphans does nothing here: what the program leaves behind is not found.
+func adoptOrphans() {}
+
+// slim does nothing here.
+func slim() {}
+
+func dialIn(dir string) (net.Conn, error) { return net.Dial("unix", filepath.Join(dir, sockFile)) }

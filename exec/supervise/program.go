@@ -1,0 +1,241 @@
+package supervise
+
+import (
+	"errors"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/balanceai/balance/exec/lease"
+)
+
+// How long a run may go on after its program has ended.
+const (
+	linger = time.Second // for what it left in the background to end by itself
+	drain  = time.Second // from the kill to the end of its output
+)
+
+// program is a program that runs.
+type program struct {
+	*group
+	began    time.Time
+	grace    time.Duration
+	killer   *time.Timer // from SIGTERM to SIGKILL
+	out      *output
+	terminal *os.File // nil for pipes
+}
+
+// end is called with the lock of the server held, once or again.
+func (p *program) end(force bool) {
+	switch {
+	case force:
+		p.kill()
+	case p.killer == nil:
+		p.terminate()
+		p.killer = time.AfterFunc(p.grace, p.kill)
+	}
+}
+
+// run starts the program and returns how it ended, when all that it started is
+// gone.
+func (s *server) run() *Exit {
+	o, err := ReadOrder(".")
+	if err != nil {
+		return cannot(err)
+	}
+	out, err := newOutput(".", o.Output, s.logGrown)
+	if err != nil {
+		return cannot(err)
+	}
+	defer s.whileLeased(o)()
+	if why := s.asked(); why != nil {
+		return &Exit{Code: -1, End: why}
+	}
+	f, err := open(o)
+	if err != nil {
+		f.close()
+		return cannot(err)
+	}
+	began := time.Now()
+	proc, g, err := start(o, f.program[:], f.terminal != nil)
+	f.given()
+	if err != nil {
+		f.close()
+		return cannot(err)
+	}
+	p := &program{group: g, began: began, grace: o.Grace, out: out, terminal: f.terminal}
+	if o.Time > 0 {
+		defer time.AfterFunc(o.Time, func() { s.end(o.TimeUp, false) }).Stop()
+	}
+	s.set(p, f.stdin)
+	out.start(f.output...)
+	if err := reserveExit(); err != nil { // it will be written when there is room
+		os.Remove(exitFile + ".part")
+	}
+	defer reap(g)()
+	defer s.unlessForgotten()()
+	defer time.AfterFunc(time.Second, slim).Stop() // a short run is not worth it
+	exit := s.wait(p, proc)
+	exit.Started = began
+	return exit
+}
+
+// whileLeased kills the run when its lease has run out, whether there is a node
+// or not. It looks again and again: a timer does not count the time that the
+// machine sleeps. The function that it returns stops that.
+func (s *server) whileLeased(o *Order) (stop func()) {
+	if o.Lease == 0 {
+		return func() {}
+	}
+	look := func() {
+		until, err := lease.Read(".")
+		if err != nil || lease.Now() >= until { // what cannot be read grants nothing
+			s.end(o.LeaseUp, true)
+		}
+	}
+	look()
+	tick := time.NewTicker(lease.Step(o.Lease))
+	go func() {
+		for range tick.C {
+			look()
+		}
+	}()
+	return tick.Stop
+}
+
+// unlessForgotten ends the run when its folder is gone: nobody could find it any
+// more. The function that it returns stops that.
+func (s *server) unlessForgotten() (stop func()) {
+	tick := time.NewTicker(5 * time.Second)
+	go func() {
+		for range tick.C {
+			if _, err := os.Lstat(sockFile); errors.Is(err, os.ErrNotExist) {
+				s.end(End{State: "failed", Reason: "the run's folder was removed"}, true)
+			}
+		}
+	}()
+	return tick.Stop
+}
+
+// reap waits for what the program has left behind, as it ends. The function
+// that it returns stops it.
+func reap(g *group) (stop func()) {
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, syscall.SIGCHLD)
+	go func() {
+		for range ended {
+			g.orphans()
+		}
+	}()
+	return func() { signal.Stop(ended) }
+}
+
+// cannot is the exit of a program that was not started.
+func cannot(err error) *Exit {
+	e := &Exit{Code: -1, Error: err.Error()}
+	if errno, ok := errors.AsType[syscall.Errno](err); ok {
+		e.Error, e.Errno = errno.Error(), int(errno)
+	}
+	return e
+}
+
+// wait waits until the program has ended and all that it started is gone.
+func (s *server) wait(p *program, proc *os.Process) *Exit {
+	state := awaitExit(proc)
+	why := s.clear() // from here on nobody else kills
+	if p.killer != nil {
+		p.killer.Stop()
+	}
+	if why == nil && !p.out.ended(0) {
+		p.out.ended(linger)
+	}
+	e := &Exit{End: why}
+	if err := p.sweep(); err != nil {
+		e.Left = err.Error()
+	}
+	if !p.out.ended(drain) {
+		p.out.cut()
+	}
+	if state == nil {
+		state, _ = proc.Wait() // there is nothing else to be said of a state that is not there
+	}
+	e.WallMS = uint64(time.Since(p.began).Milliseconds())
+	e.Output, e.Dropped = p.out.sum()
+	e.fill(state)
+	return e
+}
+
+// fill says how the program ended.
+func (e *Exit) fill(state *os.ProcessState) {
+	e.Code = -1
+	if state == nil {
+		e.Error = "nobody saw how it ended"
+		return
+	}
+	e.CPUMS = uint64((state.UserTime() + state.SystemTime()).Milliseconds())
+	e.MaxRSS = maxRSS(state)
+	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		e.Signal = int(status.Signal())
+		return
+	}
+	e.Code = state.ExitCode()
+}
+
+// files are those of a program.
+type files struct {
+	program  [3]*os.File // its standard input, output and error
+	output   []*os.File  // read here
+	stdin    *stdin
+	terminal *os.File
+}
+
+// open makes the files of a program.
+func open(o *Order) (f files, err error) {
+	if o.TTY != nil {
+		ours, theirs, err := openTerminal(*o.TTY)
+		if err != nil {
+			return f, err
+		}
+		f.program = [3]*os.File{theirs, theirs, theirs}
+		f.output, f.terminal = []*os.File{ours}, ours
+		f.stdin = &stdin{write: ours, tty: true}
+		return f, nil
+	}
+	if !o.Stdin {
+		f.program[0], err = os.Open(os.DevNull)
+	} else {
+		f.stdin = &stdin{}
+		f.program[0], f.stdin.write, err = os.Pipe()
+	}
+	for i := 1; err == nil && i < 3; i++ {
+		var r *os.File
+		r, f.program[i], err = os.Pipe()
+		f.output = append(f.output, r)
+	}
+	return f, err
+}
+
+// given closes what the program has now.
+func (f *files) given() {
+	for _, file := range f.program {
+		file.Close()
+	}
+}
+
+func (f *files) close() {
+	f.given()
+	for _, file := range f.output {
+		file.Close()
+	}
+}
+
+// maxRSS returns the largest resident set of the program and of those that it
+// waited for, in bytes. See getrusage(2).
+func maxRSS(state *os.ProcessState) int64 {
+	usage, ok := state.SysUsage().(*syscall.Rusage)
+	if !ok || usage.Maxrss < 0 {
+		return 0
+	}
+	return int64(usage.Maxrss) * rssUnit
+}
