@@ -1,0 +1,100 @@
+package isolate
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	ll "github.com/landlock-lsm/go-landlock/landlock/syscall"
+)
+
+// probeTime bounds the wait for the sandbox that is built to see whether one can
+// be.
+const probeTime = 10 * time.Second
+
+// Detect finds out what this machine can do: it builds a sandbox and looks
+// whether a program starts in it. scratch is a folder for that.
+func Detect(ctx context.Context, scratch string) *Machine {
+	m := &Machine{User: os.Getuid(), Group: os.Getgid(), System: system("/"), Etc: present("/etc", etc)}
+	if v, err := ll.LandlockGetABIVersion(); err == nil {
+		m.Landlock = v
+	}
+	if err := m.probe(ctx, scratch); err != nil {
+		m.Bubblewrap, m.Why = "", err.Error()
+	}
+	return m
+}
+
+func (m *Machine) probe(ctx context.Context, scratch string) (err error) {
+	if m.Bubblewrap, err = exec.LookPath("bwrap"); err != nil {
+		return errors.New("bubblewrap is not installed: there is no bwrap on the PATH")
+	}
+	if m.Filter, err = Filter(); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp(scratch, "probe-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	c, err := m.sandbox(Job{Command: []string{"/bin/true"}, Work: dir, Temp: dir})
+	if err != nil {
+		return err
+	}
+	files, report, err := c.Open()
+	if err != nil {
+		return err
+	}
+	defer report.Close()
+	ctx, cancel := context.WithTimeout(ctx, probeTime)
+	defer cancel()
+	var said bytes.Buffer
+	cmd := exec.CommandContext(ctx, c.Path)
+	cmd.Args, cmd.Env, cmd.Dir, cmd.ExtraFiles, cmd.Stderr = c.Args, []string{}, c.Dir, files, &said
+	err = cmd.Run()
+	closeAll(files)
+	if text := strings.TrimSpace(said.String()); err != nil && text != "" {
+		return errors.New(text)
+	}
+	if err != nil {
+		return fmt.Errorf("bubblewrap: %w", err)
+	}
+	told, err := io.ReadAll(report)
+	if err != nil {
+		return err
+	}
+	return Report(string(told))
+}
+
+// system lists where programs and libraries are. What is a link stays one.
+func system(root string) []Place {
+	var out []Place
+	for _, path := range []string{"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"} {
+		file := filepath.Join(root, path)
+		if link, err := os.Readlink(file); err == nil {
+			out = append(out, Place{path, link})
+		} else if info, err := os.Stat(file); err == nil && info.IsDir() {
+			out = append(out, Place{Path: path})
+		}
+	}
+	return out
+}
+
+// present returns those of the names that are there.
+func present(dir string, names []string) []string {
+	var out []string
+	for _, name := range names {
+		path := filepath.Join(dir, name)
+		if _, err := os.Stat(path); err == nil {
+			out = append(out, path)
+		}
+	}
+	return out
+}

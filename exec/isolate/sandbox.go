@@ -1,0 +1,123 @@
+package isolate
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+
+	"github.com/balanceai/balance/exec/task"
+)
+
+// Where a run finds its own in a sandbox.
+const (
+	sandboxWork = "/work"
+	sandboxTemp = "/tmp"
+	sandboxHost = "run" // its host name
+	sandboxUser = 1000  // who it is, whoever it is outside
+
+	// sharedMemory bounds /dev/shm, which counts as the run's memory where that
+	// is limited.
+	sharedMemory = 1 * task.GiB
+)
+
+// etc are the parts of /etc that programs need to start and to verify what they
+// talk to. None of them holds a secret. Who exists and where names are looked up
+// is not the machine's but written for the run.
+var etc = []string{
+	"alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "timezone", "mime.types", "magic", "protocols", "services",
+	"ssl/certs", "ssl/openssl.cnf", "ca-certificates", "ca-certificates.conf", "pki/ca-trust", "pki/tls/certs", "pki/tls/openssl.cnf",
+	"crypto-policies", "fonts", "OpenCL", "vulkan", "terminfo", "inputrc", "bash.bashrc", "profile", "python3",
+}
+
+// sandbox returns the command that starts a job in a sandbox.
+//
+// bubblewrap itself runs outside the sandbox as it builds it. So it gets an
+// empty environment, and nothing of what the submitter wrote but through a
+// descriptor that it does not read.
+func (m *Machine) sandbox(j Job) (Command, error) {
+	in := inside{Command: j.Command, Env: j.environ(sandboxWork, sandboxTemp), Dir: sandboxWork, Limits: j.Limits, Landlock: m.Landlock > 0, Devices: j.Devices}
+	c, err := enter(in, nil)
+	if err != nil {
+		return Command{}, err
+	}
+	b := &bwrap{files: c.Files}
+	b.add("--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup",
+		"--disable-userns", "--die-with-parent", "--cap-drop", "ALL", "--hostname", sandboxHost,
+		"--uid", strconv.Itoa(sandboxUser), "--gid", strconv.Itoa(sandboxUser))
+	for _, p := range m.System {
+		if p.Link != "" {
+			b.add("--symlink", p.Link, p.Path)
+		} else {
+			b.add("--ro-bind", p.Path, p.Path)
+		}
+	}
+	for _, p := range m.Etc {
+		b.add("--ro-bind", p, p)
+	}
+	for _, p := range [][2]string{
+		{"/etc/passwd", fmt.Sprintf("run:x:%d:%[1]d:run:%s:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n", sandboxUser, sandboxWork)},
+		{"/etc/group", fmt.Sprintf("run:x:%d:\nnogroup:x:65534:\n", sandboxUser)},
+		{"/etc/hosts", "127.0.0.1 localhost " + sandboxHost + "\n::1 localhost\n"},
+		{"/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n"},
+	} {
+		b.add("--ro-bind-data", b.file(File{Data: []byte(p[1])}), p[0])
+	}
+	b.add("--proc", "/proc", "--dev", "/dev", "--size", strconv.FormatUint(uint64(sharedMemory), 10), "--perms", "1777", "--tmpfs", "/dev/shm")
+	for _, d := range j.Devices {
+		b.add("--dev-bind", d, d)
+	}
+	for _, d := range j.Trees {
+		b.add("--ro-bind", d, d)
+	}
+	b.add("--bind", j.Work, sandboxWork, "--bind", j.Temp, sandboxTemp, "--dir", "/var", "--symlink", sandboxTemp, "/var/tmp",
+		"--ro-bind-fd", b.file(File{Self: true}), shim, "--remount-ro", "/", "--chdir", sandboxWork,
+		"--seccomp", b.file(File{Data: m.Filter}), "--")
+	return Command{Path: m.Bubblewrap, Args: append(b.args, append([]string{shim}, c.Args[1:]...)...), Env: nil, Dir: "/", Files: b.files}, nil
+}
+
+// bwrap are the arguments of bubblewrap.
+type bwrap struct {
+	args  []string
+	files []File
+}
+
+func (b *bwrap) add(args ...string) {
+	if b.args == nil {
+		b.args = []string{"bwrap"}
+	}
+	b.args = append(b.args, args...)
+}
+
+// file adds a descriptor and returns its number.
+func (b *bwrap) file(f File) string {
+	b.files = append(b.files, f)
+	return strconv.Itoa(firstFile + len(b.files) - 1)
+}
+
+// inside is what this program is told when it is started to become a run.
+type inside struct {
+	Command  []string `json:"command"`
+	Env      []string `json:"env"`
+	Dir      string   `json:"dir"`
+	Limits   Limits   `json:"limits"`
+	Landlock bool     `json:"landlock,omitempty"` // the second wall of a sandbox
+	Devices  []string `json:"devices,omitempty"`
+}
+
+// shim is the path of this program in a sandbox, and its name wherever it is
+// started to become a run.
+const shim = "/.balance"
+
+// enter returns the command that becomes a run.
+func enter(in inside, files []File) (Command, error) {
+	b, err := json.Marshal(in)
+	if err != nil {
+		return Command{}, err
+	}
+	files = append(files, File{Data: b}, File{Report: true})
+	n := firstFile + len(files)
+	return Command{Path: self, Args: []string{shim, strconv.Itoa(n - 2), strconv.Itoa(n - 1)}, Dir: in.Dir, Files: files}, nil
+}
+
+// self is this program's file, wherever it has been moved to.
+const self = "/proc/self/exe"
