@@ -169,7 +169,8 @@ func (b *Base) Can() Can {
 	return c
 }
 
-// Make makes a group and sets its limits. Where one of them does not hold, there
+// Make makes a group and sets its limits, in those hierarchies that it takes to
+// hold them and to kill it. Where one of them does not hold, there
 // is no group, and the error says which.
 func (b *Base) Make(name string, l Limits) (g *Group, err error) {
 	can := b.Can()
@@ -197,7 +198,7 @@ func (b *Base) Make(name string, l Limits) (g *Group, err error) {
 	settings := l.settings1()
 	for _, c := range controllers {
 		at := b.v1[c]
-		if at == "" || c == "freezer" && b.v2 != "" {
+		if at == "" || len(settings[c]) == 0 && (c != "freezer" || b.v2 != "") {
 			continue
 		}
 		dir := filepath.Join(at, b.prefix+name)

@@ -128,7 +128,22 @@ func TestPIDs(t *testing.T) {
 
 // What leaves the session and has another parent is still in the group.
 func TestKill(t *testing.T) {
-	cmd, g := within(t, base(t), Limits{}, "", "/bin/sh", "-c", "trap '' TERM; setsid sh -c 'setsid sleep 600 & setsid sleep 600 &' & wait; sleep 600")
+	for name, first := range map[string]bool{"at once": false, "frozen": true} {
+		t.Run(name, func(t *testing.T) {
+			b := base(t)
+			if first && b.v1["freezer"] == "" {
+				t.Skip("no freezer of version 1")
+			}
+			if first {
+				b.v2 = ""
+			}
+			testKill(t, b)
+		})
+	}
+}
+
+func testKill(t *testing.T, b *Base) {
+	cmd, g := within(t, b, Limits{}, "", "/bin/sh", "-c", "trap '' TERM; setsid sh -c 'setsid sleep 600 & setsid sleep 600 &' & wait; sleep 600")
 	eventually(t, "its children", func() bool { return len(processes(g.folders()[0])) >= 3 })
 	if err := g.Remove(); err != nil {
 		t.Error(err)
@@ -147,7 +162,7 @@ func TestBack(t *testing.T) {
 	before := read("/proc/thread-self/cgroup")
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	g, err := b.Make("back", Limits{})
+	g, err := b.Make("back", Limits{Memory: task.GiB, CPU: task.Core, PIDs: 100})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -35,9 +35,17 @@ import (
 
 // Levels of isolation between a run and the machine, the weakest first.
 const (
-	Process = "process" // the user who runs Balance, with that user's files
-	Sandbox = "sandbox"
+	Process = task.LevelProcess
+	Sandbox = task.LevelSandbox
 )
+
+var levels = []string{Process, Sandbox}
+
+// Stronger reports whether a level is a thicker wall than another. What is no
+// level is the weakest.
+func Stronger(level, than string) bool {
+	return slices.Index(levels, level) > slices.Index(levels, than)
+}
 
 // Machine is what a machine can do, as [Detect] found it.
 type Machine struct {

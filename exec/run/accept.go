@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/balanceai/balance/exec/isolate"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/wire"
 )
@@ -222,7 +223,10 @@ func (r *Runner) admit(x *live) []task.Reason {
 	if len(reasons) > 0 {
 		return reasons
 	}
-	x.grant = grant
+	x.grant, x.level, x.limits = grant, level(&x.spec, grant), bounds(&x.spec, grant)
+	if isolate.Stronger(x.level, r.cfg.Machine.Level()) {
+		return []task.Reason{task.Reasonf("isolation", "has no %s for the run: %s", x.level, r.cfg.Machine.Why)}
+	}
 	x.use = Use{Run: x.id, From: x.from, Needs: x.spec.Needs.Held(), Devices: grant.Devices, Since: r.cfg.Now()}
 	return nil
 }

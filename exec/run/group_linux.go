@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,88 +12,45 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/balanceai/balance/exec/cgroup"
 )
 
 // control starts programs so that all that they start can be found again.
 //
-// Where this process may make control groups (version 2), each run gets one:
-// nothing leaves it, and the kernel kills all that is in it at once. Elsewhere a
-// run is found by its session and by its environment, which a program that
-// wants to hide can change.
+// Where this process may make control groups, each run gets one: nothing leaves
+// it. Elsewhere a run is found by its session and by its environment, which a
+// program that wants to hide can change.
 type control struct {
-	cgroup string // folder to make groups in; empty where that is not possible
-	leaf   string // begins the name of this node's groups
+	groups *cgroup.Base
 	node   string // in the environment of its runs
 }
 
 func newControl(short, node string) control {
-	c := control{leaf: "balance-" + short + "-", node: node}
-	dir, err := ownCgroup()
-	if err != nil {
-		return c
-	}
-	probe := filepath.Join(dir, c.leaf+"probe")
-	if err := os.Mkdir(probe, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return c
-	}
-	defer os.Remove(probe)
-	if _, err := os.Stat(filepath.Join(probe, "cgroup.kill")); err == nil { // Linux 5.14
-		c.cgroup = dir
-	}
-	return c
+	return control{groups: cgroup.Find("balance-" + short + "-"), node: node}
 }
 
-// ownCgroup returns the folder of the group (version 2) that this process is in.
-func ownCgroup() (string, error) {
-	mount, err := cgroupMount()
-	if err != nil {
-		return "", err
-	}
-	b, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil {
-		return "", err
-	}
-	for line := range strings.Lines(string(b)) {
-		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::/"); ok && !strings.HasPrefix(path, "..") {
-			return filepath.Join(mount, path), nil
-		}
-	}
-	return "", errors.New("not in a control group")
-}
-
-// cgroupMount finds where cgroup2 is mounted. See proc_pid_mountinfo(5): the
-// mount point is the fifth field, the type follows a lone hyphen.
-func cgroupMount() (string, error) {
-	b, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return "", err
-	}
-	for line := range strings.Lines(string(b)) {
-		before, after, ok := strings.Cut(line, " - ")
-		if fields := strings.Fields(before); ok && len(fields) > 4 && strings.HasPrefix(after, "cgroup2 ") {
-			return fields[4], nil
-		}
-	}
-	return "", errors.New("no cgroup2 is mounted")
-}
-
-// start starts a program in a session of its own, to be killed when the thread
-// that calls start ends.
-func (c control) start(run, program string, argv []string, attr *os.ProcAttr) (*os.Process, *group, error) {
-	g := &group{run: run, node: c.node}
+// start starts a program in a session of its own, within limits, to be killed
+// when the thread that calls start ends.
+func (c control) start(run, program string, argv []string, attr *os.ProcAttr, limits cgroup.Limits, walled bool) (p *os.Process, g *group, err error) {
+	g = &group{run: run, node: c.node, walled: walled}
 	// A service manager may have given the node capabilities that pass to
 	// programs: they are this thread's, and not for runs.
 	_ = unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
 	attr.Sys = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
-	if c.cgroup != "" {
-		g.cgroup = filepath.Join(c.cgroup, c.leaf+run)
+	if can := c.groups.Can(); can.Kill || limits != (cgroup.Limits{}) {
+		if g.cgroup, err = c.groups.Make(run, limits); err != nil {
+			return nil, nil, err
+		}
 	}
-	p, err := g.start(program, argv, attr)
-	if err != nil && g.cgroup != "" {
-		// What a group's parent allows shows only now.
-		os.Remove(g.cgroup)
-		g.cgroup, attr.Sys.UseCgroupFD = "", false
-		p, err = g.start(program, argv, attr)
+	start := func() error {
+		p, err = os.StartProcess(program, argv, attr)
+		return err
+	}
+	if g.cgroup == nil {
+		err = start()
+	} else if err = g.cgroup.Start(attr.Sys, start); err != nil {
+		_ = g.cgroup.Remove() // nothing is in it
 	}
 	if err != nil {
 		return nil, nil, err
@@ -107,34 +62,59 @@ func (c control) start(run, program string, argv []string, attr *os.ProcAttr) (*
 // group is every process that a run has started.
 type group struct {
 	run, node string
-	cgroup    string // folder; empty without
-	pid       int    // of the program, which leads its session
+	cgroup    *cgroup.Group // nil without
+	pid       int           // of the program, or of what holds its sandbox, which leads its session
+	walled    bool          // in a sandbox
 	began     time.Time
 }
 
-func (g *group) start(program string, argv []string, attr *os.ProcAttr) (*os.Process, error) {
-	if g.cgroup != "" {
-		if err := os.Mkdir(g.cgroup, 0o755); err != nil {
-			return nil, err
-		}
-		dir, err := os.Open(g.cgroup)
-		if err != nil {
-			return nil, err
-		}
-		defer dir.Close()
-		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(dir.Fd())
+// can tells which limits hold for all processes of a run together.
+func (c control) can() cgroup.Can { return c.groups.Can() }
+
+// events tells what the limits have done to the run so far.
+func (g *group) events() cgroup.Events {
+	if g.cgroup == nil {
+		return cgroup.Events{}
 	}
-	return os.StartProcess(program, argv, attr)
+	return g.cgroup.Events()
 }
 
-// terminate asks the program, and what shares its process group, to end.
-func (g *group) terminate() { _ = syscall.Kill(-g.pid, syscall.SIGTERM) }
+// terminate asks the program, and what shares its process group, to end. Those
+// that hold a sandbox are in the group as well, and would take the run with them
+// before it can do anything about it: where there is one, they are left out.
+func (g *group) terminate() {
+	if !g.walled {
+		_ = syscall.Kill(-g.pid, syscall.SIGTERM)
+		return
+	}
+	for _, pid := range allPids() {
+		if _, pgrp, _ := processState(pid); pgrp == g.pid && pid != g.pid && !nsInit(pid) {
+			_ = syscall.Kill(pid, syscall.SIGTERM)
+		}
+	}
+}
+
+// nsInit reports whether a process is the first one of a PID namespace, which
+// the kernel kills with all others in it when it ends.
+func nsInit(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(b)) {
+		if ids, ok := strings.CutPrefix(line, "NSpid:"); ok {
+			f := strings.Fields(ids)
+			return len(f) > 1 && f[len(f)-1] == "1"
+		}
+	}
+	return false
+}
 
 // kill kills without waiting. The program must not have been waited for.
 func (g *group) kill() {
 	_ = syscall.Kill(-g.pid, syscall.SIGKILL)
-	if g.cgroup != "" {
-		_ = killCgroup(g.cgroup)
+	if g.cgroup != nil {
+		_ = g.cgroup.Kill()
 	}
 }
 
@@ -145,49 +125,10 @@ const sweepTime = 2 * time.Second
 // ended and was not waited for: its pid still stands for the session. It
 // returns when nothing is left.
 func (g *group) sweep() error {
-	if g.cgroup != "" {
-		return removeCgroup(g.cgroup)
+	if g.cgroup != nil {
+		return g.cgroup.Remove()
 	}
 	return killAll(func() []int { return slices.DeleteFunc(g.candidates(), func(pid int) bool { return !g.has(pid) }) })
-}
-
-func killCgroup(dir string) error {
-	return os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0)
-}
-
-// removeCgroup kills all that is in a group and removes it, which the kernel
-// allows only when nothing is in it.
-func removeCgroup(dir string) error {
-	end := time.Now().Add(sweepTime)
-	for pause := time.Millisecond; ; pause *= 2 {
-		err := os.Remove(dir)
-		if err == nil || errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if time.Now().After(end) {
-			return err
-		}
-		if err := killCgroup(dir); err != nil {
-			return err
-		}
-		time.Sleep(pause)
-		removeBelow(dir)
-	}
-}
-
-// removeBelow removes the groups that a run has made in its own.
-func removeBelow(dir string) {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return
-	}
-	for _, e := range entries {
-		if e.IsDir() {
-			below := filepath.Join(dir, e.Name())
-			removeBelow(below)
-			os.Remove(below)
-		}
-	}
 }
 
 // killAll kills until nothing more is found.
@@ -305,17 +246,10 @@ func runOf(pid int, node string) (run string) {
 // in another control group itself.
 func (c control) killLeft(runs []string) error {
 	var errs []error
-	if mount, err := cgroupMount(); err == nil {
-		errs = append(errs, filepath.WalkDir(mount, func(path string, d fs.DirEntry, err error) error {
-			if err != nil || !d.IsDir() {
-				return nil // not ours
-			}
-			if run, ok := strings.CutPrefix(d.Name(), c.leaf); ok && slices.Contains(runs, run) {
-				errs = append(errs, removeCgroup(path))
-				return fs.SkipDir
-			}
-			return nil
-		}))
+	for run, g := range c.groups.Left() {
+		if slices.Contains(runs, run) {
+			errs = append(errs, g.Remove())
+		}
 	}
 	errs = append(errs, killAll(func() []int {
 		return slices.DeleteFunc(allPids(), func(pid int) bool { // a zombie has no environment

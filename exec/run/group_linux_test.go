@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/balanceai/balance/exec/cgroup"
 	"github.com/balanceai/balance/exec/task"
 )
 
@@ -40,16 +41,15 @@ func reported(t *testing.T, path string) (alive []int, all int) {
 func eachControl(t *testing.T, test func(t *testing.T, l *lab)) {
 	t.Run("groups", func(t *testing.T) {
 		l := newLab(t)
-		need(t, l.control.cgroup != "", "a control group (version 2) that it may write to")
+		need(t, l.control.can().Kill, "a control group that it may write to")
 		test(t, l)
-		left, err := filepath.Glob(filepath.Join(l.control.cgroup, l.control.leaf+"*"))
-		if err != nil || len(left) != 0 {
-			t.Errorf("groups left over: %v, %v", left, err)
+		if left := l.control.groups.Left(); len(left) != 0 {
+			t.Errorf("groups left over: %v", left)
 		}
 	})
 	t.Run("without groups", func(t *testing.T) {
 		l := newLab(t)
-		l.control.cgroup = ""
+		l.control.groups = &cgroup.Base{}
 		test(t, l)
 	})
 }
@@ -114,9 +114,13 @@ func TestHeldOutput(t *testing.T) {
 // A run that makes control groups of its own in its group.
 func TestGroupsBelow(t *testing.T) {
 	l := newLab(t)
-	need(t, l.control.cgroup != "" && os.Getuid() == 0, "root and a control group (version 2)")
+	g, err := l.control.groups.Make("where", cgroup.Limits{})
+	need(t, err == nil && g.V2 != "" && os.Getuid() == 0, "root and a control group (version 2)")
+	if err := g.Remove(); err != nil {
+		t.Fatal(err)
+	}
 	id := task.NewID()
-	group := filepath.Join(l.control.cgroup, l.control.leaf+id)
+	group := strings.TrimSuffix(g.V2, "where") + id
 	o := orderOf(id, spec("sh", "-c", "mkdir -p $0/a/b; sleep 3600 >/dev/null 2>&1 & echo $! > $0/a/b/cgroup.procs; echo made", group), 1)
 	if r := l.run(o); r.stdout.String() != "made\n" {
 		t.Errorf("%q %q", r.stdout.String(), r.stderr.String())
@@ -130,10 +134,10 @@ func TestGroupsBelow(t *testing.T) {
 // its environment.
 func TestGroupsLeft(t *testing.T) {
 	l := newLab(t)
-	need(t, l.control.cgroup != "", "a control group (version 2) that it may write to")
+	need(t, l.control.can().Kill, "a control group that it may write to")
 	id := task.NewID()
 	attr := &os.ProcAttr{Env: []string{"NOTHING=1"}}
-	p, g, err := l.control.start(id, "/bin/sleep", []string{"sleep", "3600"}, attr)
+	p, _, err := l.control.start(id, "/bin/sleep", []string{"sleep", "3600"}, attr, cgroup.Limits{}, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,15 +148,15 @@ func TestGroupsLeft(t *testing.T) {
 	if err != nil || state.ExitCode() != -1 {
 		t.Errorf("it ended with %v, %v", state, err)
 	}
-	if _, err := os.Stat(g.cgroup); !os.IsNotExist(err) {
-		t.Errorf("its group: %v", err)
+	if left := l.control.groups.Left(); len(left) != 0 {
+		t.Errorf("groups left over: %v", left)
 	}
 }
 
 // Another node's run of the same id on this machine is not touched.
 func TestOthersStay(t *testing.T) {
 	l := newLab(t)
-	l.control.cgroup = ""
+	l.control.groups = &cgroup.Base{}
 	o := order(bad("leaver", filepath.Join(t.TempDir(), "pids")))
 	p, err := os.StartProcess("/bin/sleep", []string{"sleep", "3600"}, &os.ProcAttr{
 		Env: []string{"BALANCE_RUN=" + o.Run, "BALANCE_NODE=other"}, Sys: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL},

@@ -5,6 +5,8 @@ package run
 import (
 	"os"
 	"syscall"
+
+	"github.com/balanceai/balance/exec/cgroup"
 )
 
 // control starts programs so that what they start can be killed: those in the
@@ -14,7 +16,9 @@ type control struct{}
 
 func newControl(string, string) control { return control{} }
 
-func (control) start(_, program string, argv []string, attr *os.ProcAttr) (*os.Process, *group, error) {
+func (control) can() cgroup.Can { return cgroup.Can{} }
+
+func (control) start(_, program string, argv []string, attr *os.ProcAttr, _ cgroup.Limits, _ bool) (*os.Process, *group, error) {
 	attr.Sys = &syscall.SysProcAttr{Setsid: true}
 	p, err := os.StartProcess(program, argv, attr)
 	if err != nil {
@@ -29,6 +33,8 @@ type group struct{ pid int }
 func (g *group) terminate() { _ = syscall.Kill(-g.pid, syscall.SIGTERM) }
 
 func (g *group) kill() { _ = syscall.Kill(-g.pid, syscall.SIGKILL) }
+
+func (*group) events() cgroup.Events { return cgroup.Events{} }
 
 func (g *group) sweep() error {
 	g.kill()

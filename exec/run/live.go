@@ -27,7 +27,9 @@ type live struct {
 	from    identity.ID
 	spec    task.Spec
 	grant   Grant
-	use     Use // what it holds; without a Run for nothing; guarded by r.mu
+	level   string      // of isolation
+	limits  task.Limits // that hold
+	use     Use         // what it holds; without a Run for nothing; guarded by r.mu
 
 	ready   chan struct{} // closed when it is known whether it is accepted
 	err     error         // why it is not
@@ -47,7 +49,8 @@ type live struct {
 type end struct {
 	state  task.State
 	reason string
-	code   int // instead of the program's own; 0 to keep that
+	code   int    // instead of the program's own; 0 to keep that
+	cause  string // of [task.Finished]
 }
 
 func (e *end) Error() string { return e.reason }
@@ -78,7 +81,7 @@ func (x *live) stop(why *end, force bool) {
 func (x *live) run(ctx context.Context) {
 	fin, err := x.execute(ctx)
 	if why := (*end)(nil); errors.As(err, &why) {
-		fin.State, fin.Reason = why.state, why.reason
+		fin.State, fin.Reason, fin.Cause = why.state, why.reason, why.cause
 		fin.ExitCode = cmp.Or(why.code, fin.ExitCode)
 	} else if err != nil {
 		fin.State, fin.Reason = task.Failed, err.Error()

@@ -52,6 +52,8 @@ func misbehave(mode string, args []string) {
 				panic(err)
 			}
 		}
+	case "hog":
+		hog()
 	case "signal":
 		_ = syscall.Kill(os.Getpid(), syscall.SIGTERM)
 		time.Sleep(time.Hour)
@@ -169,4 +171,13 @@ func readOrder(path string) (task.Order, error) {
 		return task.Order{Run: run, Attempt: 1, From: entries[0].Author, Entries: entries}, nil
 	}
 	return task.Order{}, os.ErrNotExist
+}
+
+// hog wants 512 MiB of memory.
+func hog() {
+	var kept [][]byte
+	for range 64 {
+		kept = append(kept, bytes.Repeat([]byte{1}, 8<<20))
+	}
+	fmt.Println(len(kept))
 }

@@ -1,20 +1,19 @@
 package run
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
 	"os"
-	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/balanceai/balance/exec/cgroup"
+	"github.com/balanceai/balance/exec/isolate"
 	"github.com/balanceai/balance/exec/task"
 )
 
@@ -45,51 +44,75 @@ func (x *live) process(ctx context.Context, fin *task.Finished) error {
 		return err
 	}
 	began := time.Now()
-	p, g, err := x.spawn(ctx, out)
+	p, g, report, err := x.spawn(ctx, out)
 	out.parent()
 	if err != nil {
 		out.cut()
 		fin.ExitCode = startCode(err)
-		return fmt.Errorf("cannot start %s: %w", x.spec.Command[0], cause(err))
+		return cannotStart(x.spec.Command[0], err)
 	}
-	if limit := x.timeLimit(); limit > 0 {
-		why := &end{task.Failed, "time limit " + task.FormatDuration(limit) + " reached", exitTimeLimit}
-		defer time.AfterFunc(limit, func() { x.stop(why, false) }).Stop()
+	if limit := x.limits.Time; limit > 0 {
+		defer time.AfterFunc(limit, func() { x.stop(timeUp(limit), false) }).Stop()
+	}
+	if limit := x.limits.Disk; limit > 0 {
+		defer x.watchDisk(limit)()
 	}
 	x.event(&task.Event{Type: task.EventStarted, State: task.Running})
 	out.start()
 	rest := x.started(began)
-	state, why := x.wait(ctx, p, g, out)
+	state, did, why := x.wait(ctx, p, g, out)
 	x.early = rest()
 	fin.Usage.WallMS = uint64(time.Since(began).Milliseconds())
 	fin.Usage.Output, fin.Usage.Dropped = out.sum()
-	return cmp.Or(why, ended(state, fin))
+	err = ended(state, fin)
+	failed := told(report)
+	if why != nil {
+		return why
+	}
+	if failed != nil {
+		fin.State, fin.ExitCode = task.Failed, startCode(failed)
+		return cannotStart(x.spec.Command[0], failed)
+	}
+	if over := overran(x.limits, did, fin); over != nil {
+		return over
+	}
+	return err
 }
 
-// spawn starts the program, unless the run is to end already.
-func (x *live) spawn(ctx context.Context, out *output) (*os.Process, *group, error) {
-	env := x.environ()
-	program, err := lookPath(x.spec.Command[0], env["PATH"], x.work())
+// spawn starts the program, unless the run is to end already. The report, which
+// may be nil, tells later whether that came to pass behind walls.
+func (x *live) spawn(ctx context.Context, out *output) (p *os.Process, g *group, report *os.File, err error) {
+	c, limits, err := x.walls()
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	stdin, err := x.input()
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	defer stdin.Close()
-	attr := &os.ProcAttr{Dir: x.work(), Files: []*os.File{stdin, out.writers[0], out.writers[1]}}
-	for _, k := range slices.Sorted(maps.Keys(env)) {
-		attr.Env = append(attr.Env, k+"="+env[k])
+	files, report, err := c.Open()
+	if err != nil {
+		return nil, nil, nil, err
 	}
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+		if err != nil && report != nil {
+			report.Close()
+		}
+	}()
+	attr := &os.ProcAttr{Dir: c.Dir, Files: append([]*os.File{stdin, out.writers[0], out.writers[1]}, files...)}
+	attr.Env = append([]string{}, c.Env...) // nil would be this process's own
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if ctx.Err() != nil {
-		return nil, nil, context.Cause(ctx)
+		return nil, nil, report, context.Cause(ctx)
 	}
-	p, g, err := x.r.control.start(x.id, program, x.spec.Command, attr)
+	p, g, err = x.r.control.start(x.id, c.Path, c.Args, attr, limits, isolate.Stronger(x.level, isolate.Process))
 	x.group = g
-	return p, g, err
+	return p, g, report, err
 }
 
 // input returns what the program gets as its standard input.
@@ -130,9 +153,9 @@ func (x *live) started(at time.Time) (rest func() []task.Draft) {
 
 // wait waits until the program has ended and all that it started is gone. The
 // error is why the run was made to end, if it was before the program did.
-func (x *live) wait(ctx context.Context, p *os.Process, g *group, out *output) (*os.ProcessState, error) {
-	state := awaitExit(p)
-	why := context.Cause(ctx)
+func (x *live) wait(ctx context.Context, p *os.Process, g *group, out *output) (state *os.ProcessState, did cgroup.Events, why error) {
+	state = awaitExit(p)
+	why = context.Cause(ctx)
 	x.mu.Lock()
 	x.group = nil // from here on this goroutine kills
 	if x.killer != nil {
@@ -144,6 +167,7 @@ func (x *live) wait(ctx context.Context, p *os.Process, g *group, out *output) (
 		out.ended(linger)
 		stopped()
 	}
+	did = g.events()
 	if err := g.sweep(); err != nil {
 		x.r.cfg.Log.Error("cannot kill all that a run has started", "run", x.id, "err", err)
 	}
@@ -153,7 +177,7 @@ func (x *live) wait(ctx context.Context, p *os.Process, g *group, out *output) (
 	if state == nil {
 		state, _ = p.Wait() // there is nothing else to be said of a state that is not there
 	}
-	return state, why
+	return state, did, why
 }
 
 // ended fills in how the program ended. A signal is an error.
@@ -174,24 +198,12 @@ func ended(state *os.ProcessState, fin *task.Finished) error {
 	return nil
 }
 
-// timeLimit returns the shorter of the spec's limit and the machine's; 0 for
-// none.
-func (x *live) timeLimit() time.Duration {
-	a, b := x.spec.Limits.Time, x.grant.Limits.Time
-	if a == 0 || b > 0 && b < a {
-		return b
-	}
-	return a
-}
-
 // environ returns the program's environment. It has little of this process's
 // own, and nothing that the spec could use to claim another machine or device.
 func (x *live) environ() map[string]string {
 	env := map[string]string{
-		"PATH":   or(os.Getenv("PATH"), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
-		"LANG":   or(os.Getenv("LANG"), "C.UTF-8"),
-		"HOME":   x.work(),
-		"TMPDIR": x.temp(),
+		"PATH": or(os.Getenv("PATH"), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+		"LANG": or(os.Getenv("LANG"), "C.UTF-8"),
 	}
 	maps.Copy(env, x.spec.Env)
 	env["BALANCE_RUN"] = x.id
@@ -209,42 +221,6 @@ func or(a, b string) string {
 		return a
 	}
 	return b
-}
-
-// lookPath finds a program as a shell in the work folder would.
-func lookPath(name, path, work string) (string, error) {
-	if strings.Contains(name, "/") {
-		if !filepath.IsAbs(name) {
-			name = filepath.Join(work, name)
-		}
-		return name, executable(name)
-	}
-	found := error(syscall.ENOENT)
-	for dir := range strings.SplitSeq(path, ":") {
-		if !filepath.IsAbs(dir) {
-			continue
-		}
-		file := filepath.Join(dir, name)
-		err := executable(file)
-		if err == nil {
-			return file, nil
-		}
-		if !errors.Is(err, fs.ErrNotExist) {
-			found = err
-		}
-	}
-	return "", found
-}
-
-func executable(file string) error {
-	info, err := os.Stat(file)
-	if err != nil {
-		return err
-	}
-	if info.IsDir() || info.Mode().Perm()&0o111 == 0 {
-		return syscall.EACCES
-	}
-	return nil
 }
 
 // startCode returns the exit code for a program that could not be started.

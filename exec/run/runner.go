@@ -32,6 +32,7 @@ import (
 	"time"
 
 	"github.com/balanceai/balance/exec/blob"
+	"github.com/balanceai/balance/exec/isolate"
 	"github.com/balanceai/balance/exec/journal"
 	"github.com/balanceai/balance/exec/spare"
 	"github.com/balanceai/balance/exec/task"
@@ -68,6 +69,10 @@ type Config struct {
 	// call the Runner. Reasons refuse the run.
 	Admit func(Ask) (Grant, []task.Reason)
 
+	// Machine is what this machine can put between itself and a run; nil for
+	// nothing.
+	Machine *isolate.Machine
+
 	// Fetch reads a blob of a run's submitter from an offset on, as
 	// [blob.Source] has it.
 	Fetch func(ctx context.Context, from identity.ID, h wire.Hash, offset int64) (io.ReadCloser, error)
@@ -87,6 +92,10 @@ type Grant struct {
 	Devices []string    // GPUs, by UUID
 	Policy  wire.Hash   // digest of the owner's terms
 	Limits  task.Limits // the machine's own, which bound those of the spec; zero for none
+
+	// Isolation is the level that the run gets, of package isolate, or more where
+	// it asks for more; empty for none.
+	Isolation string
 }
 
 // Use is what one run holds of the machine.
@@ -122,6 +131,9 @@ func Open(ctx context.Context, cfg Config) (*Runner, error) {
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Machine == nil {
+		cfg.Machine = &isolate.Machine{Why: "nobody has looked for one"}
 	}
 	dir, err := filepath.Abs(cfg.Dir)
 	if err == nil {

@@ -135,8 +135,17 @@ type Finished struct {
 	ExitCode int       `cbor:"3,keyasint" json:"exit_code"`                  // 128+n after signal n; -1 where the program never ran or its end was not seen
 	Reason   string    `cbor:"4,keyasint,omitempty" json:"reason,omitempty"` // why it failed or was cancelled, where the exit code does not say
 	Usage    Usage     `cbor:"5,keyasint" json:"usage"`
-	Outputs  wire.Hash `cbor:"6,keyasint" json:"outputs,omitzero"` // listing of the output files; zero for none
+	Outputs  wire.Hash `cbor:"6,keyasint" json:"outputs,omitzero"`           // listing of the output files; zero for none
+	Cause    string    `cbor:"26,keyasint,omitempty" json:"cause,omitempty"` // which limit has ended it: one of Cause…
 }
+
+// Causes of an end: the limit that was reached.
+const (
+	CauseTime   = "time"
+	CauseMemory = "memory"
+	CausePIDs   = "pids"
+	CauseDisk   = "disk"
+)
 
 // Usage is what a run used, as the executor measured it.
 type Usage struct {

@@ -33,6 +33,17 @@ const (
 // together.
 const DefaultOutput = GiB
 
+// Levels of isolation between a run and its machine, the weakest first. Package
+// isolate builds them.
+const (
+	LevelProcess = "process" // none: the user who runs Balance, with that user's files
+	LevelSandbox = "sandbox" // nothing of the machine but the system's programs, and no network
+)
+
+// MinPIDs is the smallest limit of processes and threads: those that start a run
+// count as well.
+const MinPIDs = 16
+
 // Spec says what to run. It is a value: equal specs mean the same run.
 type Spec struct {
 	Agent    string            `cbor:"1,keyasint,omitempty" json:"agent,omitempty"`     // name of the manifest; empty for a bare command
@@ -48,6 +59,10 @@ type Spec struct {
 	Node     string            `cbor:"11,keyasint,omitempty" json:"node,omitempty"`     // name or id of the one machine that may run it
 	Stdin    bool              `cbor:"12,keyasint,omitempty" json:"stdin,omitempty"`    // standard input follows
 	Detached bool              `cbor:"13,keyasint,omitempty" json:"detached,omitempty"` // nobody waits at a terminal
+
+	// Isolation is the weakest level that will do, of package isolate; empty for
+	// what the machine's owner wants.
+	Isolation string `cbor:"20,keyasint,omitempty" json:"isolation,omitempty"`
 }
 
 // Needs are what a machine must have free. Zero values ask for nothing, but CPU
@@ -84,6 +99,10 @@ func (n Needs) Held() Needs {
 type Limits struct {
 	Time   time.Duration `cbor:"1,keyasint,omitempty" json:"time_ns,omitempty"` // wall clock
 	Output Bytes         `cbor:"2,keyasint,omitempty" json:"output,omitempty"`  // of standard output and error together
+	Memory Bytes         `cbor:"3,keyasint,omitempty" json:"memory,omitempty"`  // of all its processes together, as are the next two
+	CPU    CPU           `cbor:"4,keyasint,omitempty" json:"cpu_milli,omitempty"`
+	PIDs   int           `cbor:"5,keyasint,omitempty" json:"pids,omitempty"` // processes and threads
+	Disk   Bytes         `cbor:"6,keyasint,omitempty" json:"disk,omitempty"` // of its work folder and its temporary files
 }
 
 // Input is a file or folder that travels to the machine.
@@ -122,6 +141,10 @@ func (s *Spec) Check() error {
 		return fmt.Errorf("%d GPUs", s.Needs.GPUs)
 	case s.Limits.Time < 0:
 		return fmt.Errorf("time limit %v", s.Limits.Time)
+	case s.Limits.PIDs < 0 || s.Limits.PIDs > 0 && s.Limits.PIDs < MinPIDs:
+		return fmt.Errorf("limit of %d processes: give it %d at least", s.Limits.PIDs, MinPIDs)
+	case s.Isolation != "" && s.Isolation != LevelProcess && s.Isolation != LevelSandbox:
+		return fmt.Errorf("unknown isolation %q: it is %s or %s", s.Isolation, LevelProcess, LevelSandbox)
 	}
 	for _, arg := range s.Command {
 		if strings.ContainsRune(arg, 0) {

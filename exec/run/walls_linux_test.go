@@ -1,0 +1,199 @@
+package run
+
+import (
+	"cmp"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/balanceai/balance/exec/isolate"
+	"github.com/balanceai/balance/exec/task"
+)
+
+// detected is what this machine can do, found out once.
+var detected = sync.OnceValue(func() *isolate.Machine {
+	dir, err := os.MkdirTemp("", "walls")
+	if err != nil {
+		panic(err)
+	}
+	defer os.RemoveAll(dir)
+	return isolate.Detect(context.Background(), dir)
+})
+
+// newSandboxLab is a machine that puts every run into a sandbox.
+func newSandboxLab(t testing.TB) *lab {
+	t.Helper()
+	l := newLab(t)
+	m := detected()
+	switch {
+	case m.Level() == isolate.Sandbox:
+	case os.Getenv("BALANCE_REQUIRE") == "1":
+		t.Fatal("no sandbox: " + m.Why)
+	default:
+		t.Skip("no sandbox: " + m.Why)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l.cfg.Machine = m
+	l.admit = func(Ask) (Grant, []task.Reason) { return Grant{Isolation: isolate.Sandbox}, nil }
+	l.open()
+	return l
+}
+
+// boxed returns a spec that runs this binary, as a sandbox has it, in a mode of
+// misbehaviour.
+func boxed(mode string, args ...string) task.Spec {
+	s := spec(append([]string{"/.balance"}, args...)...)
+	s.Env = map[string]string{modeVar: mode}
+	return s
+}
+
+// A run in a sandbox begins, writes, takes its inputs and leaves its outputs, and
+// ends as one without.
+func TestSandboxEnds(t *testing.T) {
+	l := newSandboxLab(t)
+	in, err := l.theirs.Pack(t.Context(), writeFiles(t, map[string]string{"script": "#!/bin/sh\ncat in/text | tee out.txt\nexit 3\n", "text": "hello\n", "lost": "#!/no/such\n"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	in.Path = "in"
+	limited := spec("sleep", "60")
+	limited.Limits.Time = 200 * time.Millisecond
+	for name, test := range map[string]struct {
+		spec   task.Spec
+		code   int
+		reason string
+	}{
+		"true":           {spec("true"), 0, ""},
+		"of the work":    {spec("./in/script"), 3, ""},
+		"not found":      {spec("no-such-program"), 127, "cannot start no-such-program: no such file or directory"},
+		"no program":     {spec("in/text"), 126, "cannot start in/text: permission denied"},
+		"no interpreter": {spec("in/lost"), 127, "cannot start in/lost: no such file or directory"},
+		"killed":         {spec("sh", "-c", "kill -9 $$"), 137, ""},
+		"time limit":     {limited, 124, "time limit 200ms reached"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			test.spec.Inputs, test.spec.Outputs = []task.Input{in}, []string{"*.txt"}
+			r := l.run(order(test.spec))
+			if f := r.account; f.ExitCode != test.code || f.Reason != test.reason {
+				t.Errorf("exit code %d: %q, stderr %q", f.ExitCode, f.Reason, r.stderr.String())
+			}
+			if test.code == 3 && (r.stdout.String() != "hello\n" || r.account.Usage.OutBytes != 6) {
+				t.Errorf("%q, %+v", r.stdout.String(), r.account)
+			}
+		})
+	}
+}
+
+func TestSandboxCancel(t *testing.T) {
+	l := newSandboxLab(t)
+	for name, test := range map[string]struct {
+		command string
+		force   bool
+		code    int
+	}{
+		"polite":         {"trap 'echo bye; exit 3' TERM; echo ready; while true; do sleep 0.01; done", false, 3},
+		"default":        {"echo ready; sleep 60; exit 3", false, 143},
+		"ignored":        {"trap '' TERM; echo ready; sleep 60", false, 137},
+		"ignored, force": {"trap '' TERM; echo ready; sleep 60", true, 137},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := order(spec("sh", "-c", test.command))
+			w := l.start(o)
+			w.untilOutput("ready")
+			if err := l.Cancel(t.Context(), o.Run, test.force); err != nil {
+				t.Fatal(err)
+			}
+			r := w.end()
+			if f := r.account; f.State != task.Cancelled || f.ExitCode != test.code {
+				t.Errorf("%s, exit code %d: %q", f.State, f.ExitCode, f.Reason)
+			}
+			if test.code == 3 && !strings.HasSuffix(r.stdout.String(), "bye\n") {
+				t.Errorf("stdout %q", r.stdout.String())
+			}
+		})
+	}
+}
+
+// Another owner's run on a machine that has no sandbox is refused, and says why.
+func TestNoSandboxRefused(t *testing.T) {
+	l := newLab(t)
+	l.admit = func(Ask) (Grant, []task.Reason) { return Grant{Isolation: isolate.Sandbox}, nil }
+	err := l.Start(t.Context(), order(spec("true")), func(*task.Event) error { return nil })
+	if err == nil || !strings.Contains(err.Error(), "has no sandbox for the run") {
+		t.Errorf("%v", err)
+	}
+}
+
+// The limits of a run hold, and its account tells which it was (TRUST, R16, R17
+// and T56).
+func TestLimits(t *testing.T) {
+	for name, open := range map[string]func(testing.TB) *lab{"process": newLab, "sandbox": newSandboxLab} {
+		t.Run(name, func(t *testing.T) {
+			l := open(t)
+			can := l.control.can()
+			need(t, can.Memory && can.PIDs && can.CPU, "control groups with limits")
+			testLimits(t, l, name == "sandbox")
+		})
+	}
+}
+
+func testLimits(t *testing.T, l *lab, walled bool) {
+	memory := bad("hog")
+	if walled {
+		memory = boxed("hog")
+	}
+	memory.Limits.Memory = 64 * task.MiB
+	bomb := spec("sh", "-c", "bomb() { bomb | bomb & }; bomb; sleep 1; exit 1")
+	bomb.Limits.PIDs = 40
+	filler := spec("sh", "-c", "while :; do head -c 1M /dev/zero >> $TMPDIR/file || exit; done")
+	filler.Limits.Disk = 32 * task.MiB
+	inodes := spec("sh", "-c", "i=0; while :; do : > $i; i=$((i+1)); done")
+	inodes.Limits.Disk = 8 * task.MiB
+	for name, test := range map[string]struct {
+		spec   task.Spec
+		code   int
+		cause  string
+		reason string
+	}{
+		"memory":     {memory, 137, task.CauseMemory, "out of memory: its limit is 64 MiB"},
+		"pids":       {bomb, 0, task.CausePIDs, "its limit of 40 processes and threads was reached"},
+		"disk":       {filler, 153, task.CauseDisk, "its limit of 32 MiB on the disk was reached"},
+		"many files": {inodes, 153, task.CauseDisk, "its limit of 8 MiB on the disk was reached"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := l.run(order(test.spec)).account
+			if f.State != task.Failed || f.Cause != test.cause || f.Reason != test.reason || f.ExitCode != cmp.Or(test.code, f.ExitCode) {
+				t.Errorf("%+v", f)
+			}
+			if test.cause == task.CauseDisk {
+				if size := sizeOf(t, l.cfg.Dir); size > 4*int64(test.spec.Limits.Disk)+64<<20 {
+					t.Errorf("%d bytes are on the disk", size)
+				}
+			}
+			if left := l.control.groups.Left(); len(left) != 0 {
+				t.Errorf("groups left over: %v", left)
+			}
+		})
+	}
+}
+
+func sizeOf(t *testing.T, dir string) (size int64) {
+	t.Helper()
+	err := filepath.Walk(dir, func(_ string, info os.FileInfo, err error) error {
+		if err == nil {
+			size += info.Size()
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return size
+}
+
