@@ -15,6 +15,7 @@ import (
 	"charm.land/fang/v2"
 	"github.com/spf13/cobra"
 
+	"github.com/balanceai/balance/exec/isolate"
 	"github.com/balanceai/balance/exec/place"
 	"github.com/balanceai/balance/store"
 	"github.com/balanceai/balance/tui"
@@ -24,6 +25,7 @@ import (
 var version = "dev"
 
 func main() {
+	isolate.Enter() // this process may be about to become a run
 	os.Exit(program(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Getenv))
 }
 

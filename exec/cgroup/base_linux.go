@@ -174,7 +174,7 @@ func (b *Base) Can() Can {
 // is no group, and the error says which.
 func (b *Base) Make(name string, l Limits) (g *Group, err error) {
 	can := b.Can()
-	if lacks := l.Lacks(can); len(lacks) > 0 {
+	if lacks := l.lacks(can); len(lacks) > 0 {
 		return nil, fmt.Errorf("this machine has no control groups to limit %s", strings.Join(lacks, " and "))
 	}
 	g = &Group{V1: map[string]string{}}

@@ -35,6 +35,20 @@ type Can struct {
 	Kill    bool `json:"kill"`              // all of a group at once
 }
 
+// Holds names the limits that groups keep.
+func (c Can) Holds() []string {
+	var out []string
+	for _, limit := range []struct {
+		name string
+		can  bool
+	}{{"memory", c.Memory}, {"cpu", c.CPU}, {"pids", c.PIDs}} {
+		if limit.can {
+			out = append(out, limit.name)
+		}
+	}
+	return out
+}
+
 // Limits bound all processes of a group together; 0 for none.
 type Limits struct {
 	Memory task.Bytes
@@ -42,19 +56,9 @@ type Limits struct {
 	PIDs   int      // processes and threads
 }
 
-// Lacks names the limits that groups cannot hold here.
-func (l Limits) Lacks(c Can) []string {
-	var out []string
-	for _, limit := range []struct {
-		name string
-		want bool
-		can  bool
-	}{{"memory", l.Memory > 0, c.Memory}, {"cpu", l.CPU > 0, c.CPU}, {"pids", l.PIDs > 0, c.PIDs}} {
-		if limit.want && !limit.can {
-			out = append(out, limit.name)
-		}
-	}
-	return out
+// lacks names the limits that groups cannot hold here.
+func (l Limits) lacks(c Can) []string {
+	return Can{Memory: l.Memory > 0 && !c.Memory, CPU: l.CPU > 0 && !c.CPU, PIDs: l.PIDs > 0 && !c.PIDs}.Holds()
 }
 
 // Group is the group of one run: a folder in each hierarchy that it is in.

@@ -26,9 +26,7 @@ type control struct {
 	node   string // in the environment of its runs
 }
 
-func newControl(short, node string) control {
-	return control{groups: cgroup.Find("balance-" + short + "-"), node: node}
-}
+func newControl(groups *cgroup.Base, node string) control { return control{groups, node} }
 
 // start starts a program in a session of its own, within limits, to be killed
 // when the thread that calls start ends.

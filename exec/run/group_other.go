@@ -14,7 +14,7 @@ import (
 // not found.
 type control struct{}
 
-func newControl(string, string) control { return control{} }
+func newControl(*cgroup.Base, string) control { return control{} }
 
 func (control) can() cgroup.Can { return cgroup.Can{} }
 

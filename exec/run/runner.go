@@ -144,7 +144,7 @@ func Open(ctx context.Context, cfg Config) (*Runner, error) {
 	}
 	cfg.Dir = dir
 	r := &Runner{cfg: cfg, closing: make(chan struct{}), runs: map[string]*live{}}
-	r.control = newControl(cfg.Self.Short(), cfg.Name)
+	r.control = newControl(Groups(cfg.Self), cfg.Name)
 	if err = r.recover(ctx); err == nil {
 		r.spares, err = spare.New(dir, makeFolder)
 	}

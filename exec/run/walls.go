@@ -12,7 +12,12 @@ import (
 	"github.com/balanceai/balance/exec/cgroup"
 	"github.com/balanceai/balance/exec/isolate"
 	"github.com/balanceai/balance/exec/task"
+	"github.com/balanceai/balance/mesh/identity"
 )
+
+// Groups finds out where a machine makes the control groups of its runs, and
+// what they can hold.
+func Groups(self identity.ID) *cgroup.Base { return cgroup.Find("balance-" + self.Short() + "-") }
 
 // level is the isolation of a run: what the owner's rules want of it, or more
 // where the run itself asks for that.

@@ -196,4 +196,3 @@ func sizeOf(t *testing.T, dir string) (size int64) {
 	}
 	return size
 }
-
