@@ -29,18 +29,19 @@ import (
 
 // draft is a run as a person asks for it, before its inputs are packed.
 type draft struct {
-	agent   string   // manifest, folder with one, or name
-	args    []string // appended to the agent's command
-	command []string // instead of an agent
-	needs   task.Needs
-	limits  task.Limits
-	env     map[string]string
-	inputs  []agent.Source
-	outputs []string
-	node    string
-	stdin   bool // somebody pipes something in
-	noStdin bool // also where the manifest reads it
-	detach  bool
+	agent     string   // manifest, folder with one, or name
+	args      []string // appended to the agent's command
+	command   []string // instead of an agent
+	needs     task.Needs
+	limits    task.Limits
+	isolation string // at least; empty for what the machine's owner wants
+	env       map[string]string
+	inputs    []agent.Source
+	outputs   []string
+	node      string
+	stdin     bool // somebody pipes something in
+	noStdin   bool // also where the manifest reads it
+	detach    bool
 }
 
 // compile makes the spec of a draft and puts its inputs into the blob store,
@@ -72,7 +73,12 @@ func (a *app) outline(d *draft) (task.Spec, []agent.Source, error) {
 		sources = instead(own, sources)
 	}
 	spec.Needs = override(spec.Needs, d.needs)
-	spec.Limits = task.Limits{Time: cmp.Or(d.limits.Time, spec.Limits.Time), Output: cmp.Or(d.limits.Output, spec.Limits.Output)}
+	spec.Limits = task.Limits{
+		Time: cmp.Or(d.limits.Time, spec.Limits.Time), Output: cmp.Or(d.limits.Output, spec.Limits.Output),
+		Memory: cmp.Or(d.limits.Memory, spec.Limits.Memory), CPU: cmp.Or(d.limits.CPU, spec.Limits.CPU),
+		PIDs: cmp.Or(d.limits.PIDs, spec.Limits.PIDs), Disk: cmp.Or(d.limits.Disk, spec.Limits.Disk),
+	}
+	spec.Isolation = cmp.Or(d.isolation, spec.Isolation)
 	spec.Outputs = append(spec.Outputs, d.outputs...)
 	spec.Node = cmp.Or(d.node, spec.Node)
 	spec.Stdin = (spec.Stdin || d.stdin) && !d.detach && !d.noStdin
@@ -180,6 +186,11 @@ func draftFlags(f *pflag.FlagSet, d *draft) {
 	f.StringSliceVar(&n.Engines, "engine", nil, "all of these engines, like ollama")
 	f.StringVar(&d.node, "node", "", "this machine and no other")
 	f.Var(unit[time.Duration]{&d.limits.Time, task.ParseDuration, "duration"}, "time-limit", "end the run after this long")
+	f.Var(unit[task.Bytes]{&d.limits.Memory, task.ParseBytes, "bytes"}, "memory-limit", "most memory of all its processes together")
+	f.Var(unit[task.CPU]{&d.limits.CPU, task.ParseCPU, "cores"}, "cpu-limit", "most time of the CPU, in cores")
+	f.IntVar(&d.limits.PIDs, "pids-limit", 0, "most processes and threads")
+	f.Var(unit[task.Bytes]{&d.limits.Disk, task.ParseBytes, "bytes"}, "disk-limit", "most that it writes into its folders")
+	f.StringVar(&d.isolation, "isolation", "", "process or sandbox; as the machine's owner wants if not given, or more")
 	f.StringToStringVarP(&d.env, "env", "e", nil, "environment variable, NAME=VALUE")
 	f.VarP(sources{&d.inputs}, "input", "i", "file or folder to take along, PATH or PATH:NAME")
 	f.StringSliceVarP(&d.outputs, "output", "o", nil, "file or folder to bring back")

@@ -20,7 +20,8 @@
 //	  - report.sh                 # relative to the manifest
 //	  - {from: ../texts, to: texts}
 //	outputs: [report.md]          # what is brought back
-//	limits: {time: 10m, output: 64MiB}
+//	limits: {time: 10m, output: 64MiB, memory: 2GiB, cpu: 2, pids: 200, disk: 1GiB}
+//	isolation: sandbox            # at least; else what the machine's owner wants
 //	place: {node: hydra}          # only there
 //	stdin: true                   # standard input follows
 package agent
@@ -140,12 +141,17 @@ func (r *reader) manifest(root *yaml.Node, m *Manifest) {
 			r.mapping(n, map[string]field{
 				"time":   value(r, &s.Limits.Time, "a length of time", task.ParseDuration),
 				"output": value(r, &s.Limits.Output, "an amount", task.ParseBytes),
+				"memory": value(r, &s.Limits.Memory, "an amount", task.ParseBytes),
+				"cpu":    value(r, &s.Limits.CPU, "a number of cores", task.ParseCPU),
+				"pids":   value(r, &s.Limits.PIDs, "a number of processes", strconv.Atoi),
+				"disk":   value(r, &s.Limits.Disk, "an amount", task.ParseBytes),
 			})
 		},
 		"place": func(n *yaml.Node) {
 			r.mapping(n, map[string]field{"node": value(r, &s.Node, "the name of a node", notEmpty)})
 		},
-		"stdin": value(r, &s.Stdin, "true or false", parseBool),
+		"stdin":     value(r, &s.Stdin, "true or false", parseBool),
+		"isolation": value(r, &s.Isolation, "process or sandbox", parseLevel),
 	}
 	has := r.mapping(root, fields, later...)
 	if root.Kind == yaml.MappingNode {
@@ -364,6 +370,10 @@ func checkLabel(s string) error {
 		return fmt.Errorf("%q is no label: use up to 64 letters, digits and marks without spaces and commas", short(s))
 	}
 	return nil
+}
+
+func parseLevel(s string) (string, error) {
+	return s, oneOf([]string{task.LevelProcess, task.LevelSandbox})(s)
 }
 
 func parseBool(s string) (bool, error) {
