@@ -3,13 +3,16 @@ package run
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/balanceai/balance/exec/cgroup"
 	"github.com/balanceai/balance/exec/isolate"
 	"github.com/balanceai/balance/exec/task"
 )
@@ -180,6 +183,90 @@ func testLimits(t *testing.T, l *lab, walled bool) {
 				t.Errorf("groups left over: %v", left)
 			}
 		})
+	}
+}
+
+// The host is none the worse for twenty fork bombs and twenty programs that want
+// all memory: it starts others meanwhile, and nothing of them stays (TRUST, R16
+// and R17).
+func TestHostUnharmed(t *testing.T) {
+	if os.Getenv("BALANCE_LAB") != "1" {
+		t.Skip("bombs: set BALANCE_LAB=1")
+	}
+	l := newSandboxLab(t)
+	can := l.control.can()
+	need(t, can.Memory && can.PIDs, "control groups with limits")
+	stop := make(chan struct{})
+	forks := make(chan error, 1)
+	go func() {
+		for {
+			select {
+			case <-stop:
+				forks <- nil
+				return
+			default:
+			}
+			if err := exec.Command("/bin/true").Run(); err != nil { //nolint:noctx // it ends by itself
+				forks <- err
+				return
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	}()
+	for range 20 {
+		memory := boxed("hog")
+		memory.Limits.Memory = 64 * task.MiB
+		bomb := spec("sh", "-c", "bomb() { bomb | bomb & }; bomb; sleep 0.3; exit 1")
+		bomb.Limits.PIDs = 64
+		for cause, s := range map[string]task.Spec{task.CauseMemory: memory, task.CausePIDs: bomb} {
+			o := order(s)
+			if f := l.run(o).account; f.Cause != cause {
+				t.Errorf("%s: %+v", cause, f)
+			}
+			for _, pid := range allPids() {
+				if runOf(pid, l.cfg.Name) == o.Run {
+					t.Errorf("%s: process %d survives", cause, pid)
+				}
+			}
+		}
+	}
+	close(stop)
+	if err := <-forks; err != nil {
+		t.Errorf("the host cannot start programs: %v", err)
+	}
+}
+
+// Whatever a run does to stay, nothing of it is there when it has ended (TRUST,
+// T48 and R18).
+func TestSandboxNoSurvivors(t *testing.T) {
+	l := newSandboxLab(t)
+	for name, groups := range map[string]*cgroup.Base{"groups": l.control.groups, "without groups": {}} {
+		for _, force := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, force %v", name, force), func(t *testing.T) {
+				l.control.groups = groups
+				o := order(boxed("stubborn", "pids"))
+				w := l.start(o)
+				w.untilOutput("ready")
+				mine := func() (n int) {
+					for _, pid := range allPids() {
+						if runOf(pid, l.cfg.Name) == o.Run {
+							n++
+						}
+					}
+					return n
+				}
+				eventually(t, "its children", func() bool { return mine() >= 4 })
+				if err := l.Cancel(t.Context(), o.Run, force); err != nil {
+					t.Fatal(err)
+				}
+				if f := w.end().account; f.State != task.Cancelled || f.ExitCode != 137 {
+					t.Errorf("%+v", f)
+				}
+				if n := mine(); n != 0 {
+					t.Errorf("%d survive", n)
+				}
+			})
+		}
 	}
 }
 
