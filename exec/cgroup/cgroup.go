@@ -19,8 +19,6 @@ import (
 	"fmt"
 	"strings"
 	"time"
-
-	"github.com/balanceai/balance/exec/task"
 )
 
 // Leaf is the name of the group that the node itself is in.
@@ -49,11 +47,14 @@ func (c Can) Holds() []string {
 	return out
 }
 
+// Core is one core in [Limits].
+const Core = 1000
+
 // Limits bound all processes of a group together; 0 for none.
 type Limits struct {
-	Memory task.Bytes
-	CPU    task.CPU // cores' worth of time
-	PIDs   int      // processes and threads
+	Memory uint64 // bytes
+	CPU    uint64 // of time, in parts of [Core]
+	PIDs   int    // processes and threads
 }
 
 // lacks names the limits that groups cannot hold here.
@@ -77,7 +78,7 @@ type Events struct {
 // included. What could not be measured is 0.
 type Usage struct {
 	CPU    time.Duration
-	Memory task.Bytes // at most at one time
+	Memory uint64 // bytes, at most at one time
 }
 
 // file is a setting: where it is, what is written, and what may be read then.
@@ -93,7 +94,7 @@ func (l Limits) settings2(c Can) []file {
 	var out []file
 	if l.Memory > 0 && c.Memory {
 		out = append(out,
-			file{name: "memory.max", value: fmt.Sprint(uint64(l.Memory)), same: about(uint64(l.Memory))},
+			file{name: "memory.max", value: fmt.Sprint(l.Memory), same: about(l.Memory)},
 			file{name: "memory.swap.max", value: "0", maybe: true},
 			file{name: "memory.oom.group", value: "1", maybe: true}) // half a run is of no use
 	}
@@ -110,10 +111,10 @@ func (l Limits) settings2(c Can) []file {
 func (l Limits) settings1() map[string][]file {
 	out := map[string][]file{}
 	if l.Memory > 0 {
-		same := about(uint64(l.Memory))
+		same := about(l.Memory)
 		out["memory"] = []file{
-			{name: "memory.limit_in_bytes", value: fmt.Sprint(uint64(l.Memory)), same: same},
-			{name: "memory.memsw.limit_in_bytes", value: fmt.Sprint(uint64(l.Memory)), same: same, maybe: true}, // with swap
+			{name: "memory.limit_in_bytes", value: fmt.Sprint(l.Memory), same: same},
+			{name: "memory.memsw.limit_in_bytes", value: fmt.Sprint(l.Memory), same: same, maybe: true}, // with swap
 		}
 	}
 	if l.CPU > 0 {
@@ -132,7 +133,7 @@ const (
 	minQuota = 1000
 )
 
-func quota(c task.CPU) uint64 { return max(minQuota, uint64(c)*period/uint64(task.Core)) }
+func quota(cpu uint64) uint64 { return max(minQuota, cpu*period/Core) }
 
 // about takes what the kernel makes of an amount of memory: whole pages.
 func about(want uint64) func(string) bool {

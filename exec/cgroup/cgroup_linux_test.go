@@ -13,8 +13,11 @@ import (
 	"syscall"
 	"testing"
 	"time"
+)
 
-	"github.com/balanceai/balance/exec/task"
+const (
+	mib = 1 << 20
+	gib = 1 << 30
 )
 
 // The test binary is also the program that is limited, when this is set.
@@ -84,7 +87,7 @@ func within(t *testing.T, b *Base, l Limits, mode string, command ...string) (*e
 func TestMemory(t *testing.T) {
 	b := base(t)
 	for range 3 {
-		cmd, g := within(t, b, Limits{Memory: 32 * task.MiB}, "hog")
+		cmd, g := within(t, b, Limits{Memory: 32 * mib}, "hog")
 		err := cmd.Wait()
 		if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
 			t.Errorf("it ended with %v", err)
@@ -92,18 +95,18 @@ func TestMemory(t *testing.T) {
 		if e := g.Events(); e.OOM == 0 || e.PIDs != 0 {
 			t.Errorf("%+v", e)
 		}
-		if u := g.Usage(); b.Can().Version == 1 && (u.Memory < 16*task.MiB || u.Memory > 40*task.MiB) {
+		if u := g.Usage(); b.Can().Version == 1 && (u.Memory < 16*mib || u.Memory > 40*mib) {
 			t.Errorf("%+v", u)
 		}
 	}
-	cmd, g := within(t, b, Limits{Memory: task.GiB}, "hog")
+	cmd, g := within(t, b, Limits{Memory: gib}, "hog")
 	if err := cmd.Wait(); err != nil || g.Events() != (Events{}) {
 		t.Errorf("%v, %+v", err, g.Events())
 	}
 }
 
 func TestCPU(t *testing.T) {
-	cmd, _ := within(t, base(t), Limits{CPU: task.Core / 5}, "spin")
+	cmd, _ := within(t, base(t), Limits{CPU: Core / 5}, "spin")
 	if err := cmd.Wait(); err != nil {
 		t.Error(err)
 	}
@@ -163,7 +166,7 @@ func TestBack(t *testing.T) {
 	before := read("/proc/thread-self/cgroup")
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	g, err := b.Make("back", Limits{Memory: task.GiB, CPU: task.Core, PIDs: 100})
+	g, err := b.Make("back", Limits{Memory: gib, CPU: Core, PIDs: 100})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -180,7 +183,7 @@ func TestBack(t *testing.T) {
 
 func TestLeft(t *testing.T) {
 	b := base(t)
-	_, g := within(t, b, Limits{Memory: task.GiB}, "", "/bin/sleep", "600")
+	_, g := within(t, b, Limits{Memory: gib}, "", "/bin/sleep", "600")
 	found := false
 	for _, other := range Find("balance-test-").Left() {
 		a, b := g.folders(), other.folders()
@@ -203,7 +206,7 @@ func TestFailsClosed(t *testing.T) {
 	if len(b.Left()) != 0 {
 		t.Errorf("left is %v", b.Left())
 	}
-	if _, err := (&Base{}).Make("none", Limits{Memory: task.GiB}); err == nil {
+	if _, err := (&Base{}).Make("none", Limits{Memory: gib}); err == nil {
 		t.Error("no groups, and no error")
 	}
 }

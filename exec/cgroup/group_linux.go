@@ -13,8 +13,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/balanceai/balance/exec/task"
 )
 
 // Start starts a process in the group, with start, which is called once and must
@@ -186,10 +184,10 @@ func (g *Group) Usage() Usage {
 	var u Usage
 	if g.V2 != "" {
 		u.CPU = time.Duration(counter(read(filepath.Join(g.V2, "cpu.stat")), "usage_usec")) * time.Microsecond
-		u.Memory = task.Bytes(number(filepath.Join(g.V2, "memory.peak"))) // Linux 5.19
+		u.Memory = number(filepath.Join(g.V2, "memory.peak")) // Linux 5.19
 	}
 	if dir := g.V1["memory"]; dir != "" {
-		u.Memory = task.Bytes(number(filepath.Join(dir, "memory.max_usage_in_bytes")))
+		u.Memory = number(filepath.Join(dir, "memory.max_usage_in_bytes"))
 	}
 	return u
 }

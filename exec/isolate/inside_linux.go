@@ -15,6 +15,8 @@ import (
 	"github.com/landlock-lsm/go-landlock/landlock"
 	ll "github.com/landlock-lsm/go-landlock/landlock/syscall"
 	"golang.org/x/sys/unix"
+
+	"github.com/balanceai/balance/exec/isolate/launch"
 )
 
 // Enter becomes a run if this process was started to do that, and then does not
@@ -30,7 +32,7 @@ func Enter() {
 	}
 	tell := os.NewFile(uintptr(report), "report")
 	err := become(os.NewFile(uintptr(plan), "plan"), tell)
-	fmt.Fprint(tell, reportFailed, errnoOf(err), " ", err)
+	fmt.Fprint(tell, launch.Failed, errnoOf(err), " ", err)
 	os.Exit(exitCannot)
 }
 
@@ -64,10 +66,10 @@ func become(plan, report *os.File) error {
 	}
 	// Nothing that was open outside stays open inside. The report closes by
 	// itself when the program starts.
-	if err := unix.CloseRange(firstFile, 1<<31-1, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+	if err := unix.CloseRange(launch.FirstFile, 1<<31-1, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return fmt.Errorf("close what is open: %w", err)
 	}
-	if _, err := io.WriteString(report, reportStarted); err != nil {
+	if _, err := io.WriteString(report, launch.Started); err != nil {
 		return err
 	}
 	return syscall.Exec(program, in.Command, in.Env)
@@ -146,7 +148,7 @@ func readOnly(path string) landlock.Rule {
 	return landlock.RODirs(filepath.Clean(path))
 }
 
-// errnoOf returns what the kernel has said, for [Report].
+// errnoOf returns what the kernel has said, for [launch.Report].
 func errnoOf(err error) int {
 	var e syscall.Errno
 	if errors.As(err, &e) {

@@ -16,7 +16,7 @@
 //     ways out have led through and that runs do not need;
 //   - Landlock, which holds what the mount namespace says a second time.
 //
-// What is decided is a plain value, a [Command]: [Machine.Command] makes it of
+// What is decided is a plain value, a [launch.Command]: [Machine.Command] makes it of
 // what the run is and what the machine can do, without I/O. Whoever starts it
 // needs to know nothing of sandboxes. The last wall cannot be built from outside,
 // so the program that bubblewrap starts is this one again; it finds that out in
@@ -30,6 +30,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/balanceai/balance/exec/isolate/launch"
 	"github.com/balanceai/balance/exec/task"
 )
 
@@ -94,44 +95,25 @@ type Limits struct {
 	Processes int        `json:"processes,omitempty"` // of the run's user, which in a sandbox is the run's own
 }
 
-// Command is a program to start, as a plain value.
-type Command struct {
-	Path  string   `json:"path"`
-	Args  []string `json:"args"` // from the program's name on
-	Env   []string `json:"env"`
-	Dir   string   `json:"dir"`
-	Files []File   `json:"files,omitempty"` // open in it from descriptor 3 on
-}
-
-// File is a descriptor that a [Command] starts with: one of these.
-type File struct {
-	Data   []byte `json:"data,omitempty"`   // a file with this in it, to read
-	Self   bool   `json:"self,omitempty"`   // this program
-	Report bool   `json:"report,omitempty"` // a pipe that tells what became of the start; see [Report]
-}
-
-// firstFile is the descriptor of the first of a command's files.
-const firstFile = 3
-
 // Command returns how to start a job on this machine. A level that the machine
 // does not have is an error: nothing is started behind a weaker wall than was
 // asked for.
-func (m *Machine) Command(j Job) (Command, error) {
+func (m *Machine) Command(j Job) (launch.Command, error) {
 	switch j.Level {
 	case Process:
 		return plain(j)
 	case Sandbox:
 		if m.Bubblewrap == "" {
-			return Command{}, fmt.Errorf("no sandbox on this machine: %s", m.Why)
+			return launch.Command{}, fmt.Errorf("no sandbox on this machine: %s", m.Why)
 		}
 		return m.sandbox(j)
 	}
-	return Command{}, fmt.Errorf("unknown isolation %q", j.Level)
+	return launch.Command{}, fmt.Errorf("unknown isolation %q", j.Level)
 }
 
 // plain starts the program as it is, unless it has limits of its own to carry.
-func plain(j Job) (Command, error) {
-	c := Command{Args: j.Command, Env: j.environ(j.Work, j.Temp), Dir: j.Work}
+func plain(j Job) (launch.Command, error) {
+	c := launch.Command{Args: j.Command, Env: j.environ(j.Work, j.Temp), Dir: j.Work}
 	var err error
 	c.Path, err = lookPath(j.Command[0], j.Env["PATH"], j.Work)
 	if err != nil || j.Limits == (Limits{}) {

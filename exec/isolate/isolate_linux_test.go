@@ -8,6 +8,8 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"github.com/balanceai/balance/exec/isolate/launch"
 )
 
 func TestMain(m *testing.M) {
@@ -54,7 +56,7 @@ func start(t testing.TB, m *Machine, j Job) outcome {
 	cmd := exec.CommandContext(t.Context(), c.Path)
 	cmd.Args, cmd.Env, cmd.Dir, cmd.ExtraFiles, cmd.Stdout, cmd.Stderr = c.Args, append([]string{}, c.Env...), c.Dir, files, &stdout, &stderr
 	err = cmd.Run()
-	closeAll(files)
+	launch.Close(files)
 	if cmd.ProcessState == nil {
 		t.Fatal(err)
 	}
@@ -65,7 +67,7 @@ func start(t testing.TB, m *Machine, j Job) outcome {
 		if err != nil {
 			t.Fatal(err)
 		}
-		o.err = Report(string(said))
+		o.err = launch.Report(string(said))
 	}
 	return o
 }

@@ -4,8 +4,6 @@ package isolate
 
 import (
 	"context"
-	"errors"
-	"os"
 	"runtime"
 )
 
@@ -16,12 +14,4 @@ func Enter() {}
 // program trusts with the work of strangers.
 func Detect(context.Context, string) *Machine {
 	return &Machine{Why: "there is none for " + runtime.GOOS}
-}
-
-// Open opens the files of a command.
-func (c Command) Open() (files []*os.File, report *os.File, err error) {
-	if len(c.Files) > 0 {
-		return nil, nil, errors.New("not on " + runtime.GOOS)
-	}
-	return nil, nil, nil
 }

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	ll "github.com/landlock-lsm/go-landlock/landlock/syscall"
+
+	"github.com/balanceai/balance/exec/isolate/launch"
 )
 
 // probeTime bounds the wait for the sandbox that is built to see whether one can
@@ -59,7 +61,7 @@ func (m *Machine) probe(ctx context.Context, scratch string) (err error) {
 	cmd := exec.CommandContext(ctx, c.Path)
 	cmd.Args, cmd.Env, cmd.Dir, cmd.ExtraFiles, cmd.Stderr = c.Args, []string{}, c.Dir, files, &said
 	err = cmd.Run()
-	closeAll(files)
+	launch.Close(files)
 	if text := strings.TrimSpace(said.String()); err != nil && text != "" {
 		return errors.New(text)
 	}
@@ -70,7 +72,7 @@ func (m *Machine) probe(ctx context.Context, scratch string) (err error) {
 	if err != nil {
 		return err
 	}
-	return Report(string(told))
+	return launch.Report(string(told))
 }
 
 // system lists where programs and libraries are. What is a link stays one.

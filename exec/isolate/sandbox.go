@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 
+	"github.com/balanceai/balance/exec/isolate/launch"
 	"github.com/balanceai/balance/exec/task"
 )
 
@@ -34,11 +35,11 @@ var etc = []string{
 // bubblewrap itself runs outside the sandbox as it builds it. So it gets an
 // empty environment, and nothing of what the submitter wrote but through a
 // descriptor that it does not read.
-func (m *Machine) sandbox(j Job) (Command, error) {
+func (m *Machine) sandbox(j Job) (launch.Command, error) {
 	in := inside{Command: j.Command, Env: j.environ(sandboxWork, sandboxTemp), Dir: sandboxWork, Limits: j.Limits, Landlock: m.Landlock > 0, Devices: j.Devices}
 	c, err := enter(in, nil)
 	if err != nil {
-		return Command{}, err
+		return launch.Command{}, err
 	}
 	b := &bwrap{files: c.Files}
 	b.add("--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup",
@@ -60,7 +61,7 @@ func (m *Machine) sandbox(j Job) (Command, error) {
 		{"/etc/hosts", "127.0.0.1 localhost " + sandboxHost + "\n::1 localhost\n"},
 		{"/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n"},
 	} {
-		b.add("--ro-bind-data", b.file(File{Data: []byte(p[1])}), p[0])
+		b.add("--ro-bind-data", b.file(launch.File{Data: []byte(p[1])}), p[0])
 	}
 	b.add("--proc", "/proc", "--dev", "/dev", "--size", strconv.FormatUint(uint64(sharedMemory), 10), "--perms", "1777", "--tmpfs", "/dev/shm")
 	for _, d := range j.Devices {
@@ -70,15 +71,15 @@ func (m *Machine) sandbox(j Job) (Command, error) {
 		b.add("--ro-bind", d, d)
 	}
 	b.add("--bind", j.Work, sandboxWork, "--bind", j.Temp, sandboxTemp, "--dir", "/var", "--symlink", sandboxTemp, "/var/tmp",
-		"--ro-bind-fd", b.file(File{Self: true}), shim, "--remount-ro", "/", "--chdir", sandboxWork,
-		"--seccomp", b.file(File{Data: m.Filter}), "--")
-	return Command{Path: m.Bubblewrap, Args: append(b.args, append([]string{shim}, c.Args[1:]...)...), Env: nil, Dir: "/", Files: b.files}, nil
+		"--ro-bind-fd", b.file(launch.File{Self: true}), shim, "--remount-ro", "/", "--chdir", sandboxWork,
+		"--seccomp", b.file(launch.File{Data: m.Filter}), "--")
+	return launch.Command{Path: m.Bubblewrap, Args: append(b.args, append([]string{shim}, c.Args[1:]...)...), Env: nil, Dir: "/", Files: b.files}, nil
 }
 
 // bwrap are the arguments of bubblewrap.
 type bwrap struct {
 	args  []string
-	files []File
+	files []launch.File
 }
 
 func (b *bwrap) add(args ...string) {
@@ -89,9 +90,9 @@ func (b *bwrap) add(args ...string) {
 }
 
 // file adds a descriptor and returns its number.
-func (b *bwrap) file(f File) string {
+func (b *bwrap) file(f launch.File) string {
 	b.files = append(b.files, f)
-	return strconv.Itoa(firstFile + len(b.files) - 1)
+	return strconv.Itoa(launch.FirstFile + len(b.files) - 1)
 }
 
 // inside is what this program is told when it is started to become a run.
@@ -109,15 +110,12 @@ type inside struct {
 const shim = "/.balance"
 
 // enter returns the command that becomes a run.
-func enter(in inside, files []File) (Command, error) {
+func enter(in inside, files []launch.File) (launch.Command, error) {
 	b, err := json.Marshal(in)
 	if err != nil {
-		return Command{}, err
+		return launch.Command{}, err
 	}
-	files = append(files, File{Data: b}, File{Report: true})
-	n := firstFile + len(files)
-	return Command{Path: self, Args: []string{shim, strconv.Itoa(n - 2), strconv.Itoa(n - 1)}, Dir: in.Dir, Files: files}, nil
+	files = append(files, launch.File{Data: b}, launch.File{Report: true})
+	n := launch.FirstFile + len(files)
+	return launch.Command{Path: launch.Self, Args: []string{shim, strconv.Itoa(n - 2), strconv.Itoa(n - 1)}, Dir: in.Dir, Files: files}, nil
 }
-
-// self is this program's file, wherever it has been moved to.
-const self = "/proc/self/exe"

@@ -11,6 +11,7 @@ import (
 
 	"github.com/balanceai/balance/exec/cgroup"
 	"github.com/balanceai/balance/exec/isolate"
+	"github.com/balanceai/balance/exec/isolate/launch"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/identity"
 )
@@ -50,7 +51,7 @@ func tighten[T ~int | ~int64 | ~uint64](limit *T, other T) {
 // split divides limits into those that a control group holds and those that, for
 // want of one, each process has for itself.
 func split(l task.Limits, can cgroup.Can) (cgroup.Limits, isolate.Limits) {
-	group := cgroup.Limits{Memory: l.Memory, CPU: l.CPU, PIDs: l.PIDs}
+	group := cgroup.Limits{Memory: uint64(l.Memory), CPU: uint64(l.CPU) * cgroup.Core / uint64(task.Core), PIDs: l.PIDs}
 	own := isolate.Limits{File: l.Disk}
 	if !can.Memory {
 		group.Memory, own.Memory = 0, l.Memory
@@ -65,7 +66,7 @@ func split(l task.Limits, can cgroup.Can) (cgroup.Limits, isolate.Limits) {
 }
 
 // walls returns how the run's program is started, and within which limits.
-func (x *live) walls() (isolate.Command, cgroup.Limits, error) {
+func (x *live) walls() (launch.Command, cgroup.Limits, error) {
 	group, own := split(x.limits, x.r.control.can())
 	c, err := x.r.cfg.Machine.Command(isolate.Job{
 		Level: x.level, Command: x.spec.Command, Env: x.environ(), Work: x.work(), Temp: x.temp(), Limits: own,
@@ -84,7 +85,7 @@ func told(report *os.File) error {
 	if err != nil {
 		return err
 	}
-	return isolate.Report(string(said))
+	return launch.Report(string(said))
 }
 
 // Exit codes of runs that their limits have ended, as the signal that the kernel
@@ -118,7 +119,7 @@ func timeUp(limit time.Duration) *end {
 
 // cannotStart is the error of a program that was not started.
 func cannotStart(name string, err error) error {
-	if errors.Is(err, isolate.ErrWalls) {
+	if errors.Is(err, launch.ErrWalls) {
 		return err
 	}
 	return fmt.Errorf("cannot start %s: %w", name, cause(err))

@@ -1,4 +1,4 @@
-package isolate
+package launch
 
 import (
 	"errors"
@@ -8,10 +8,10 @@ import (
 	"syscall"
 )
 
-// What [Enter] says through the pipe of a [File] that reports.
+// What a program says through the pipe of a [File] that reports.
 const (
-	reportStarted = "+"
-	reportFailed  = "-"
+	Started = "+"
+	Failed  = "-"
 )
 
 // ErrWalls says that the walls around a run could not be built. Nothing of the
@@ -22,14 +22,14 @@ var ErrWalls = errors.New("the sandbox could not be built")
 // nil where the program was started, else why it was not.
 func Report(said string) error {
 	// A program whose start fails has said before that it starts.
-	if rest, ok := strings.CutPrefix(strings.TrimPrefix(said, reportStarted), reportFailed); ok {
+	if rest, ok := strings.CutPrefix(strings.TrimPrefix(said, Started), Failed); ok {
 		code, text, _ := strings.Cut(rest, " ")
 		if n, err := strconv.Atoi(code); err == nil && n > 0 {
 			return fmt.Errorf("%w", syscall.Errno(n))
 		}
 		return fmt.Errorf("%w: %s", ErrWalls, text)
 	}
-	if said == reportStarted {
+	if said == Started {
 		return nil
 	}
 	return ErrWalls

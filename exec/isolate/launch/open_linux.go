@@ -1,4 +1,4 @@
-package isolate
+package launch
 
 import (
 	"fmt"
@@ -13,7 +13,7 @@ import (
 func (c Command) Open() (files []*os.File, report *os.File, err error) {
 	defer func() {
 		if err != nil {
-			closeAll(files)
+			Close(files)
 			if report != nil {
 				report.Close()
 			}
@@ -23,7 +23,7 @@ func (c Command) Open() (files []*os.File, report *os.File, err error) {
 		var file *os.File
 		switch {
 		case f.Self:
-			file, err = openPath(self)
+			file, err = openPath(Self)
 		case f.Report:
 			report, file, err = os.Pipe()
 		default:
@@ -37,7 +37,8 @@ func (c Command) Open() (files []*os.File, report *os.File, err error) {
 	return files, report, nil
 }
 
-func closeAll(files []*os.File) {
+// Close closes all of the files.
+func Close(files []*os.File) {
 	for _, f := range files {
 		f.Close()
 	}
