@@ -267,7 +267,7 @@ func (f *facts) admit(ask run.Ask) (run.Grant, []task.Reason) {
 	reasons, devices := place.Check(ask.Spec, from.Owner, &node, own, time.Now())
 	grant := run.Grant{Devices: devices, Policy: sha256.Sum256(terms), Isolation: node.Offer.Terms.Level(from.Owner, node.Owner)}
 	if from.Owner != node.Owner {
-		grant.Limits = othersLimits(ask.Spec.Needs.Held())
+		grant.Limits, grant.Network = othersLimits(ask.Spec.Needs.Held()), []string{}
 	}
 	return grant, reasons
 }

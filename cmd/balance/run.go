@@ -23,6 +23,7 @@ import (
 	"github.com/balanceai/balance/cmd/balance/quick"
 	"github.com/balanceai/balance/exec/agent"
 	"github.com/balanceai/balance/exec/blob"
+	"github.com/balanceai/balance/exec/egress"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/wire"
 )
@@ -34,7 +35,8 @@ type draft struct {
 	command   []string // instead of an agent
 	needs     task.Needs
 	limits    task.Limits
-	isolation string // at least; empty for what the machine's owner wants
+	network   []string // hosts that it may reach out of a sandbox
+	isolation string   // at least; empty for what the machine's owner wants
 	env       map[string]string
 	inputs    []agent.Source
 	outputs   []string
@@ -79,6 +81,10 @@ func (a *app) outline(d *draft) (task.Spec, []agent.Source, error) {
 		PIDs: cmp.Or(d.limits.PIDs, spec.Limits.PIDs), Disk: cmp.Or(d.limits.Disk, spec.Limits.Disk),
 	}
 	spec.Isolation = cmp.Or(d.isolation, spec.Isolation)
+	spec.Network = append(slices.Clone(spec.Network), d.network...)
+	if _, err := egress.ParseAllow(spec.Network); err != nil {
+		return spec, nil, fail("usage", "", "network: %v", err)
+	}
 	spec.Outputs = append(spec.Outputs, d.outputs...)
 	spec.Node = cmp.Or(d.node, spec.Node)
 	spec.Stdin = (spec.Stdin || d.stdin) && !d.detach && !d.noStdin
@@ -190,6 +196,7 @@ func draftFlags(f *pflag.FlagSet, d *draft) {
 	f.Var(unit[task.CPU]{&d.limits.CPU, task.ParseCPU, "cores"}, "cpu-limit", "most time of the CPU, in cores")
 	f.IntVar(&d.limits.PIDs, "pids-limit", 0, "most processes and threads")
 	f.Var(unit[task.Bytes]{&d.limits.Disk, task.ParseBytes, "bytes"}, "disk-limit", "most that it writes into its folders")
+	f.StringSliceVar(&d.network, "network", nil, "host that it may reach out of a sandbox, like example.org, *.example.org or example.org:8443; repeatable")
 	f.StringVar(&d.isolation, "isolation", "", "process or sandbox; as the machine's owner wants if not given, or more")
 	f.StringToStringVarP(&d.env, "env", "e", nil, "environment variable, NAME=VALUE")
 	f.VarP(sources{&d.inputs}, "input", "i", "file or folder to take along, PATH or PATH:NAME")

@@ -21,6 +21,7 @@
 //	  - {from: ../texts, to: texts}
 //	outputs: [report.md]          # what is brought back
 //	limits: {time: 10m, output: 64MiB, memory: 2GiB, cpu: 2, pids: 200, disk: 1GiB}
+//	network: {allow: [example.org, "*.example.org", "example.org:8443"]}   # out of a sandbox
 //	isolation: sandbox            # at least; else what the machine's owner wants
 //	place: {node: hydra}          # only there
 //	stdin: true                   # standard input follows
@@ -50,7 +51,7 @@ const FileName = "agent.yaml"
 const maxInputs = 256
 
 // later are the keys of manifests that a version to come understands.
-var later = []string{"gang", "models", "network", "parameters", "secrets", "serve", "tools"}
+var later = []string{"gang", "models", "parameters", "secrets", "serve", "tools"}
 
 // Manifest is an agent that can be run.
 type Manifest struct {
@@ -150,7 +151,10 @@ func (r *reader) manifest(root *yaml.Node, m *Manifest) {
 		"place": func(n *yaml.Node) {
 			r.mapping(n, map[string]field{"node": value(r, &s.Node, "the name of a node", notEmpty)})
 		},
-		"stdin":     value(r, &s.Stdin, "true or false", parseBool),
+		"stdin": value(r, &s.Stdin, "true or false", parseBool),
+		"network": func(n *yaml.Node) {
+			r.mapping(n, map[string]field{"allow": words(r, &s.Network, "a host", filled)})
+		},
 		"isolation": value(r, &s.Isolation, "process or sandbox", parseLevel),
 	}
 	has := r.mapping(root, fields, later...)

@@ -55,6 +55,11 @@ func become(plan, report *os.File) error {
 	if err := in.Limits.set(); err != nil {
 		return err
 	}
+	if in.Door > 0 {
+		if err := launch.SendListener(in.Door); err != nil {
+			return fmt.Errorf("the way out: %w", err)
+		}
+	}
 	if in.Landlock {
 		if err := enclose(in.Devices); err != nil {
 			return fmt.Errorf("landlock: %w", err)

@@ -83,6 +83,7 @@ type Job struct {
 	Temp    string            // folder that is its TMPDIR
 	Devices []string          // device nodes, all that it sees
 	Trees   []string          // further folders that it may read, such as those that tell of its devices
+	Proxy   bool              // it gets a listener at [launch.ProxyAddr], in a sandbox
 	Limits  Limits
 }
 

@@ -48,22 +48,22 @@ func start(t testing.TB, m *Machine, j Job) outcome {
 	if err != nil {
 		t.Fatal(err)
 	}
-	files, report, err := c.Open()
+	open, err := c.Open()
 	if err != nil {
 		t.Fatal(err)
 	}
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(t.Context(), c.Path)
-	cmd.Args, cmd.Env, cmd.Dir, cmd.ExtraFiles, cmd.Stdout, cmd.Stderr = c.Args, append([]string{}, c.Env...), c.Dir, files, &stdout, &stderr
+	cmd.Args, cmd.Env, cmd.Dir, cmd.ExtraFiles, cmd.Stdout, cmd.Stderr = c.Args, append([]string{}, c.Env...), c.Dir, open.Files, &stdout, &stderr
 	err = cmd.Run()
-	launch.Close(files)
+	open.CloseFiles()
+	defer open.Close()
 	if cmd.ProcessState == nil {
 		t.Fatal(err)
 	}
 	o := outcome{stdout: stdout.String(), stderr: stderr.String(), code: cmd.ProcessState.ExitCode()}
-	if report != nil {
-		said, err := io.ReadAll(report)
-		report.Close()
+	if open.Report != nil {
+		said, err := io.ReadAll(open.Report)
 		if err != nil {
 			t.Fatal(err)
 		}

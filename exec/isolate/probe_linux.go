@@ -50,25 +50,25 @@ func (m *Machine) probe(ctx context.Context, scratch string) (err error) {
 	if err != nil {
 		return err
 	}
-	files, report, err := c.Open()
+	open, err := c.Open()
 	if err != nil {
 		return err
 	}
-	defer report.Close()
+	defer open.Close()
 	ctx, cancel := context.WithTimeout(ctx, probeTime)
 	defer cancel()
 	var said bytes.Buffer
 	cmd := exec.CommandContext(ctx, c.Path)
-	cmd.Args, cmd.Env, cmd.Dir, cmd.ExtraFiles, cmd.Stderr = c.Args, []string{}, c.Dir, files, &said
+	cmd.Args, cmd.Env, cmd.Dir, cmd.ExtraFiles, cmd.Stderr = c.Args, []string{}, c.Dir, open.Files, &said
 	err = cmd.Run()
-	launch.Close(files)
+	open.CloseFiles()
 	if text := strings.TrimSpace(said.String()); err != nil && text != "" {
 		return errors.New(text)
 	}
 	if err != nil {
 		return fmt.Errorf("bubblewrap: %w", err)
 	}
-	told, err := io.ReadAll(report)
+	told, err := io.ReadAll(open.Report)
 	if err != nil {
 		return err
 	}

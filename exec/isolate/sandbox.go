@@ -37,7 +37,12 @@ var etc = []string{
 // descriptor that it does not read.
 func (m *Machine) sandbox(j Job) (launch.Command, error) {
 	in := inside{Command: j.Command, Env: j.environ(sandboxWork, sandboxTemp), Dir: sandboxWork, Limits: j.Limits, Landlock: m.Landlock > 0, Devices: j.Devices}
-	c, err := enter(in, nil)
+	var door []launch.File
+	if j.Proxy {
+		door = []launch.File{{Door: true}}
+		in.Door = launch.FirstFile
+	}
+	c, err := enter(in, door)
 	if err != nil {
 		return launch.Command{}, err
 	}
@@ -103,6 +108,7 @@ type inside struct {
 	Limits   Limits   `json:"limits"`
 	Landlock bool     `json:"landlock,omitempty"` // the second wall of a sandbox
 	Devices  []string `json:"devices,omitempty"`
+	Door     int      `json:"door,omitempty"` // descriptor of a [launch.File] that is one; 0 for none
 }
 
 // shim is the path of this program in a sandbox, and its name wherever it is

@@ -14,6 +14,7 @@ import (
 
 	"github.com/balanceai/balance/exec/cgroup"
 	"github.com/balanceai/balance/exec/isolate"
+	"github.com/balanceai/balance/exec/isolate/launch"
 	"github.com/balanceai/balance/exec/task"
 )
 
@@ -44,13 +45,15 @@ func (x *live) process(ctx context.Context, fin *task.Finished) error {
 		return err
 	}
 	began := time.Now()
-	p, g, report, err := x.spawn(ctx, out)
+	p, g, open, err := x.spawn(ctx, out)
 	out.parent()
 	if err != nil {
 		out.cut()
 		fin.ExitCode = startCode(err)
 		return cannotStart(x.spec.Command[0], err)
 	}
+	defer open.Close()
+	defer x.letOut(open.Door)()
 	if limit := x.limits.Time; limit > 0 {
 		defer time.AfterFunc(limit, func() { x.stop(timeUp(limit), false) }).Stop()
 	}
@@ -65,7 +68,7 @@ func (x *live) process(ctx context.Context, fin *task.Finished) error {
 	fin.Usage.WallMS = uint64(time.Since(began).Milliseconds())
 	fin.Usage.Output, fin.Usage.Dropped = out.sum()
 	err = ended(state, fin)
-	failed := told(report)
+	failed := told(open.Report)
 	if why != nil {
 		return why
 	}
@@ -79,9 +82,9 @@ func (x *live) process(ctx context.Context, fin *task.Finished) error {
 	return err
 }
 
-// spawn starts the program, unless the run is to end already. The report, which
-// may be nil, tells later whether that came to pass behind walls.
-func (x *live) spawn(ctx context.Context, out *output) (p *os.Process, g *group, report *os.File, err error) {
+// spawn starts the program, unless the run is to end already. What it leaves open
+// tells later whether that came to pass behind walls.
+func (x *live) spawn(ctx context.Context, out *output) (p *os.Process, g *group, open *launch.Opened, err error) {
 	c, limits, err := x.walls()
 	if err != nil {
 		return nil, nil, nil, err
@@ -91,28 +94,25 @@ func (x *live) spawn(ctx context.Context, out *output) (p *os.Process, g *group,
 		return nil, nil, nil, err
 	}
 	defer stdin.Close()
-	files, report, err := c.Open()
-	if err != nil {
+	if open, err = c.Open(); err != nil {
 		return nil, nil, nil, err
 	}
 	defer func() {
-		for _, f := range files {
-			f.Close()
-		}
-		if err != nil && report != nil {
-			report.Close()
+		open.CloseFiles()
+		if err != nil {
+			open.Close()
 		}
 	}()
-	attr := &os.ProcAttr{Dir: c.Dir, Files: append([]*os.File{stdin, out.writers[0], out.writers[1]}, files...)}
+	attr := &os.ProcAttr{Dir: c.Dir, Files: append([]*os.File{stdin, out.writers[0], out.writers[1]}, open.Files...)}
 	attr.Env = append([]string{}, c.Env...) // nil would be this process's own
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if ctx.Err() != nil {
-		return nil, nil, report, context.Cause(ctx)
+		return nil, nil, open, context.Cause(ctx)
 	}
 	p, g, err = x.r.control.start(x.id, c.Path, c.Args, attr, limits, isolate.Stronger(x.level, isolate.Process))
 	x.group = g
-	return p, g, report, err
+	return p, g, open, err
 }
 
 // input returns what the program gets as its standard input.

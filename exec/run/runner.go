@@ -96,6 +96,10 @@ type Grant struct {
 	// Isolation is the level that the run gets, of package isolate, or more where
 	// it asks for more; empty for none.
 	Isolation string
+
+	// Network are the hosts that the run may reach at most, as in [task.Spec]; nil
+	// for those that it asks for.
+	Network []string
 }
 
 // Use is what one run holds of the machine.

@@ -5,11 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"maps"
+	"net"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
 	"github.com/balanceai/balance/exec/cgroup"
+	"github.com/balanceai/balance/exec/egress"
 	"github.com/balanceai/balance/exec/isolate"
 	"github.com/balanceai/balance/exec/isolate/launch"
 	"github.com/balanceai/balance/exec/task"
@@ -68,10 +73,72 @@ func split(l task.Limits, can cgroup.Can) (cgroup.Limits, isolate.Limits) {
 // walls returns how the run's program is started, and within which limits.
 func (x *live) walls() (launch.Command, cgroup.Limits, error) {
 	group, own := split(x.limits, x.r.control.can())
+	env := x.environ()
+	proxy := x.level == isolate.Sandbox && len(x.spec.Network) > 0
+	if proxy {
+		maps.Copy(env, egress.Environ(launch.ProxyAddr))
+	}
 	c, err := x.r.cfg.Machine.Command(isolate.Job{
-		Level: x.level, Command: x.spec.Command, Env: x.environ(), Work: x.work(), Temp: x.temp(), Limits: own,
+		Level: x.level, Command: x.spec.Command, Env: env, Work: x.work(), Temp: x.temp(), Limits: own, Proxy: proxy,
 	})
 	return c, group, err
+}
+
+// wayOut returns the proxy of a run, and refuses hosts that are none.
+func wayOut(spec *task.Spec, grant Grant, log *slog.Logger) (*egress.Proxy, error) {
+	p := &egress.Proxy{Log: log}
+	var err error
+	if p.Allow, err = egress.ParseAllow(spec.Network); err != nil {
+		return nil, err
+	}
+	if grant.Network != nil {
+		p.Narrow = egress.Allow{}
+		narrow, err := egress.ParseAllow(grant.Network)
+		if err != nil {
+			return nil, fmt.Errorf("the owner's rules: %w", err)
+		}
+		p.Narrow = append(p.Narrow, narrow...)
+	}
+	return p, nil
+}
+
+// letOut serves the run's way out, until stop is called.
+func (x *live) letOut(door *os.File) (stop func()) {
+	if door == nil {
+		return func() {}
+	}
+	done := make(chan struct{})
+	var mu sync.Mutex
+	var ln net.Listener
+	over := false
+	go func() {
+		defer close(done)
+		p, err := wayOut(&x.spec, x.grant, x.r.cfg.Log)
+		if err != nil {
+			return // it was refused before
+		}
+		got, err := launch.Listener(door)
+		if err != nil {
+			return // the program has not started, which its report tells
+		}
+		mu.Lock()
+		if ln = got; over {
+			ln.Close()
+		}
+		mu.Unlock()
+		if err := p.Serve(got); err != nil {
+			x.r.cfg.Log.Warn("the way out of a run is shut", "run", x.id, "err", err)
+		}
+	}()
+	return func() {
+		mu.Lock()
+		over = true
+		if ln != nil {
+			ln.Close()
+		}
+		mu.Unlock()
+		<-done
+	}
 }
 
 // told reads what became of the start of a program that says so itself, once it
@@ -80,7 +147,6 @@ func told(report *os.File) error {
 	if report == nil {
 		return nil
 	}
-	defer report.Close()
 	said, err := io.ReadAll(io.LimitReader(report, 4<<10))
 	if err != nil {
 		return err

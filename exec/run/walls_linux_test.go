@@ -283,3 +283,35 @@ func sizeOf(t *testing.T, dir string) (size int64) {
 	}
 	return size
 }
+
+// A run gets out to the hosts that it was granted, by the proxy and by nothing
+// else, and a run without gets nowhere (TRUST, T46 and T47).
+func TestWayOut(t *testing.T) {
+	l := newSandboxLab(t)
+	in := boxed("visit", "http://example.invalid/", "http://127.0.0.1:9/", "http://refused.invalid/")
+	in.Network = []string{"example.invalid", "127.0.0.1:9"}
+	r := l.run(order(in))
+	for _, want := range []string{
+		"http://example.invalid/: 502", // granted: the proxy looks it up, and there is none
+		"http://127.0.0.1:9/: 403",
+		"http://refused.invalid/: 403 this run may not reach refused.invalid:80: add it to the manifest",
+		"direct: no", "lookup: no",
+	} {
+		if !strings.Contains(r.stdout.String(), want) {
+			t.Errorf("no %q in %s%s", want, r.stdout.String(), r.stderr.String())
+		}
+	}
+	in.Network = nil
+	if r := l.run(order(in)); strings.Contains(r.stdout.String(), ": 4") || strings.Contains(r.stdout.String(), ": 5") {
+		t.Errorf("without a grant: %s", r.stdout.String())
+	}
+	in.Network = []string{"http://no-host"}
+	if err := l.Start(t.Context(), order(in), func(*task.Event) error { return nil }); err == nil || !strings.Contains(err.Error(), "is no host") {
+		t.Errorf("%v", err)
+	}
+	l.admit = func(Ask) (Grant, []task.Reason) { return Grant{Isolation: isolate.Sandbox, Network: []string{}}, nil }
+	in.Network = []string{"example.invalid"}
+	if err := l.Start(t.Context(), order(in), func(*task.Event) error { return nil }); err == nil || !strings.Contains(err.Error(), "grants no network") {
+		t.Errorf("%v", err)
+	}
+}

@@ -63,6 +63,10 @@ type Spec struct {
 	// Isolation is the weakest level that will do, of package isolate; empty for
 	// what the machine's owner wants.
 	Isolation string `cbor:"20,keyasint,omitempty" json:"isolation,omitempty"`
+
+	// Network are the hosts that a run in a sandbox may reach, through a proxy:
+	// example.org, example.org:8443, *.example.org; see package egress.
+	Network []string `cbor:"21,keyasint,omitempty" json:"network,omitempty"`
 }
 
 // Needs are what a machine must have free. Zero values ask for nothing, but CPU
@@ -143,6 +147,8 @@ func (s *Spec) Check() error {
 		return fmt.Errorf("time limit %v", s.Limits.Time)
 	case s.Limits.PIDs < 0 || s.Limits.PIDs > 0 && s.Limits.PIDs < MinPIDs:
 		return fmt.Errorf("limit of %d processes: give it %d at least", s.Limits.PIDs, MinPIDs)
+	case len(s.Network) > 256:
+		return fmt.Errorf("network: %d hosts: the limit is 256", len(s.Network))
 	case s.Isolation != "" && s.Isolation != LevelProcess && s.Isolation != LevelSandbox:
 		return fmt.Errorf("unknown isolation %q: it is %s or %s", s.Isolation, LevelProcess, LevelSandbox)
 	}

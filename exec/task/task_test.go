@@ -54,7 +54,7 @@ func fullSpec() Spec {
 		Inputs:  []Input{{Path: "in", Tree: [32]byte{2}, Size: 5, Kind: KindFolder}, {Path: "x/y", Tree: [32]byte{3}, Kind: KindFile}},
 		Outputs: []string{"out", "report.md"}, Node: "hydra", Stdin: true, Detached: true,
 		Limits:    Limits{Time: time.Hour, Output: MiB, Memory: GiB, CPU: Core, PIDs: 100, Disk: TiB},
-		Isolation: LevelSandbox,
+		Isolation: LevelSandbox, Network: []string{"example.org"},
 	}
 }
 

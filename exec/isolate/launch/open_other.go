@@ -4,17 +4,18 @@ package launch
 
 import (
 	"errors"
+	"net"
 	"os"
 	"runtime"
 )
 
 // Open opens the files of a command.
-func (c Command) Open() (files []*os.File, report *os.File, err error) {
+func (c Command) Open() (*Opened, error) {
 	if len(c.Files) > 0 {
-		return nil, nil, errors.New("not on " + runtime.GOOS)
+		return nil, errors.New("not on " + runtime.GOOS)
 	}
-	return nil, nil, nil
+	return &Opened{}, nil
 }
 
-// Close closes all of the files.
-func Close([]*os.File) {}
+// Listener fails: there are no sandboxes here.
+func Listener(*os.File) (net.Listener, error) { return nil, errors.ErrUnsupported }
