@@ -15,3 +15,6 @@ func Enter() {}
 func Detect(context.Context, string) *Machine {
 	return &Machine{Why: "there is none for " + runtime.GOOS}
 }
+
+// Devices knows no device nodes: there are no sandboxes to put them into.
+func Devices(string, []string) (nodes, trees []string, err error) { return nil, nil, nil }

@@ -78,9 +78,14 @@ func (x *live) walls() (launch.Command, cgroup.Limits, error) {
 	if proxy {
 		maps.Copy(env, egress.Environ(launch.ProxyAddr))
 	}
-	c, err := x.r.cfg.Machine.Command(isolate.Job{
-		Level: x.level, Command: x.spec.Command, Env: env, Work: x.work(), Temp: x.temp(), Limits: own, Proxy: proxy,
-	})
+	j := isolate.Job{Level: x.level, Command: x.spec.Command, Env: env, Work: x.work(), Temp: x.temp(), Limits: own, Proxy: proxy}
+	if j.Level != isolate.Process {
+		var err error
+		if j.Devices, j.Trees, err = isolate.Devices("/", x.grant.Devices); err != nil {
+			return launch.Command{}, group, err
+		}
+	}
+	c, err := x.r.cfg.Machine.Command(j)
 	return c, group, err
 }
 
