@@ -47,14 +47,15 @@ var layers = map[string][]string{
 	"exec/blob":         {"exec/task", "mesh/wire"},
 	"exec/cgroup":       {},
 	"exec/egress":       {},
-	"exec/isolate":      {"exec/isolate/launch", "exec/task"},
+	"exec/isolate":      {"exec/isolate/inside", "exec/isolate/launch", "exec/task"},
 	"exec/agent":        {"exec/task", "exec/policy"},
-	"exec/run":          {"exec/task", "exec/policy", "exec/journal", "exec/spare", "exec/blob", "exec/cgroup", "exec/egress", "exec/isolate", "exec/isolate/launch", "mesh/identity", "mesh/wire"},
+	"exec/run":          {"exec/task", "exec/policy", "exec/journal", "exec/spare", "exec/blob", "exec/cgroup", "exec/egress", "exec/isolate", "exec/isolate/inside", "exec/isolate/launch", "mesh/identity", "mesh/wire"},
 	"exec/remote":       {"exec/task", "exec/blob", "mesh/identity", "mesh/wire"},
 	"exec/dispatch":     {"exec/task", "exec/fleet", "exec/place", "exec/policy", "exec/journal", "exec/spare", "exec/blob", "mesh/identity", "mesh/wire"},
 	"tui":               {"exec/task", "exec/fleet", "mesh/identity"},
 
 	"exec/isolate/launch":  {},
+	"exec/isolate/inside":  {"exec/isolate/launch"},
 	"mesh/meshtest/netlab": {},
 }
 

@@ -15,7 +15,6 @@ import (
 	"charm.land/fang/v2"
 	"github.com/spf13/cobra"
 
-	"github.com/balanceai/balance/exec/isolate"
 	"github.com/balanceai/balance/exec/place"
 	"github.com/balanceai/balance/store"
 	"github.com/balanceai/balance/tui"
@@ -25,7 +24,6 @@ import (
 var version = "dev"
 
 func main() {
-	isolate.Enter() // this process may be about to become a run
 	os.Exit(program(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Getenv))
 }
 

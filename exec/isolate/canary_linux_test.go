@@ -17,6 +17,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/balanceai/balance/exec/isolate/inside"
 )
 
 // The test binary is also the program that tries to get out, when this is set.
@@ -197,7 +199,7 @@ func forbidden() (worked []string) {
 // try runs the program that wants out.
 func try(t *testing.T, m *Machine, level, mode string, what target) []string {
 	t.Helper()
-	self := shim
+	self := inside.Name
 	if level == Process {
 		var err error
 		if self, err = os.Executable(); err != nil {

@@ -19,8 +19,8 @@
 // What is decided is a plain value, a [launch.Command]: [Machine.Command] makes it of
 // what the run is and what the machine can do, without I/O. Whoever starts it
 // needs to know nothing of sandboxes. The last wall cannot be built from outside,
-// so the program that bubblewrap starts is this one again; it finds that out in
-// [Enter], and becomes the run.
+// so the program that bubblewrap starts is this one again, which becomes the run:
+// see package inside.
 //
 // Whether a machine can build a sandbox is never assumed: [Detect] builds one.
 package isolate
@@ -30,6 +30,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/balanceai/balance/exec/isolate/inside"
 	"github.com/balanceai/balance/exec/isolate/launch"
 	"github.com/balanceai/balance/exec/task"
 )
@@ -68,7 +69,7 @@ type Place struct {
 
 // Level is the strongest level that the machine has.
 func (m *Machine) Level() string {
-	if m.Bubblewrap != "" {
+	if m != nil && m.Bubblewrap != "" {
 		return Sandbox
 	}
 	return Process
@@ -84,16 +85,7 @@ type Job struct {
 	Devices []string          // device nodes, all that it sees
 	Trees   []string          // further folders that it may read, such as those that tell of its devices
 	Proxy   bool              // it gets a listener at [launch.ProxyAddr], in a sandbox
-	Limits  Limits
-}
-
-// Limits are those that each process of a run has for itself; 0 for none. They
-// hold on every machine, but only roughly: what a run uses altogether is bounded
-// by control groups.
-type Limits struct {
-	Memory    task.Bytes `json:"memory,omitempty"`    // that it may write to, but for files
-	File      task.Bytes `json:"file,omitempty"`      // the largest file
-	Processes int        `json:"processes,omitempty"` // of the run's user, which in a sandbox is the run's own
+	Limits  inside.Limits
 }
 
 // Command returns how to start a job on this machine. A level that the machine
@@ -116,11 +108,11 @@ func (m *Machine) Command(j Job) (launch.Command, error) {
 func plain(j Job) (launch.Command, error) {
 	c := launch.Command{Args: j.Command, Env: j.environ(j.Work, j.Temp), Dir: j.Work}
 	var err error
-	c.Path, err = lookPath(j.Command[0], j.Env["PATH"], j.Work)
-	if err != nil || j.Limits == (Limits{}) {
+	c.Path, err = launch.LookPath(j.Command[0], j.Env["PATH"], j.Work)
+	if err != nil || j.Limits == (inside.Limits{}) {
 		return c, err
 	}
-	return enter(inside{Command: j.Command, Env: c.Env, Dir: j.Work, Limits: j.Limits}, nil)
+	return enter(inside.Plan{Command: j.Command, Env: c.Env, Dir: j.Work, Limits: j.Limits}, nil)
 }
 
 // environ lists the program's variables, with its folders as it sees them.

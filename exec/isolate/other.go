@@ -7,9 +7,6 @@ import (
 	"runtime"
 )
 
-// Enter is for Linux: elsewhere runs are started as they are.
-func Enter() {}
-
 // Detect finds no sandbox: there are ones for other systems, but none that this
 // program trusts with the work of strangers.
 func Detect(context.Context, string) *Machine {

@@ -5,14 +5,12 @@ import (
 	"fmt"
 	"strconv"
 
+	"github.com/balanceai/balance/exec/isolate/inside"
 	"github.com/balanceai/balance/exec/isolate/launch"
 	"github.com/balanceai/balance/exec/task"
 )
 
-// Where a run finds its own in a sandbox.
 const (
-	sandboxWork = "/work"
-	sandboxTemp = "/tmp"
 	sandboxHost = "run" // its host name
 	sandboxUser = 1000  // who it is, whoever it is outside
 
@@ -36,7 +34,7 @@ var etc = []string{
 // empty environment, and nothing of what the submitter wrote but through a
 // descriptor that it does not read.
 func (m *Machine) sandbox(j Job) (launch.Command, error) {
-	in := inside{Command: j.Command, Env: j.environ(sandboxWork, sandboxTemp), Dir: sandboxWork, Limits: j.Limits, Landlock: m.Landlock > 0, Devices: j.Devices}
+	in := inside.Plan{Command: j.Command, Env: j.environ(inside.Work, inside.Temp), Dir: inside.Work, Limits: j.Limits, Landlock: m.Landlock > 0, Devices: j.Devices}
 	var door []launch.File
 	if j.Proxy {
 		door = []launch.File{{Door: true}}
@@ -61,7 +59,7 @@ func (m *Machine) sandbox(j Job) (launch.Command, error) {
 		b.add("--ro-bind", p, p)
 	}
 	for _, p := range [][2]string{
-		{"/etc/passwd", fmt.Sprintf("run:x:%d:%[1]d:run:%s:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n", sandboxUser, sandboxWork)},
+		{"/etc/passwd", fmt.Sprintf("run:x:%d:%[1]d:run:%s:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n", sandboxUser, inside.Work)},
 		{"/etc/group", fmt.Sprintf("run:x:%d:\nnogroup:x:65534:\n", sandboxUser)},
 		{"/etc/hosts", "127.0.0.1 localhost " + sandboxHost + "\n::1 localhost\n"},
 		{"/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n"},
@@ -75,10 +73,10 @@ func (m *Machine) sandbox(j Job) (launch.Command, error) {
 	for _, d := range j.Trees {
 		b.add("--ro-bind", d, d)
 	}
-	b.add("--bind", j.Work, sandboxWork, "--bind", j.Temp, sandboxTemp, "--dir", "/var", "--symlink", sandboxTemp, "/var/tmp",
-		"--ro-bind-fd", b.file(launch.File{Self: true}), shim, "--remount-ro", "/", "--chdir", sandboxWork,
+	b.add("--bind", j.Work, inside.Work, "--bind", j.Temp, inside.Temp, "--dir", "/var", "--symlink", inside.Temp, "/var/tmp",
+		"--ro-bind-fd", b.file(launch.File{Self: true}), inside.Name, "--remount-ro", "/", "--chdir", inside.Work,
 		"--seccomp", b.file(launch.File{Data: m.Filter}), "--")
-	return launch.Command{Path: m.Bubblewrap, Args: append(b.args, append([]string{shim}, c.Args[1:]...)...), Env: nil, Dir: "/", Files: b.files}, nil
+	return launch.Command{Path: m.Bubblewrap, Args: append(b.args, append([]string{inside.Name}, c.Args[1:]...)...), Env: nil, Dir: "/", Files: b.files}, nil
 }
 
 // bwrap are the arguments of bubblewrap.
@@ -100,28 +98,13 @@ func (b *bwrap) file(f launch.File) string {
 	return strconv.Itoa(launch.FirstFile + len(b.files) - 1)
 }
 
-// inside is what this program is told when it is started to become a run.
-type inside struct {
-	Command  []string `json:"command"`
-	Env      []string `json:"env"`
-	Dir      string   `json:"dir"`
-	Limits   Limits   `json:"limits"`
-	Landlock bool     `json:"landlock,omitempty"` // the second wall of a sandbox
-	Devices  []string `json:"devices,omitempty"`
-	Door     int      `json:"door,omitempty"` // descriptor of a [launch.File] that is one; 0 for none
-}
-
-// shim is the path of this program in a sandbox, and its name wherever it is
-// started to become a run.
-const shim = "/.balance"
-
 // enter returns the command that becomes a run.
-func enter(in inside, files []launch.File) (launch.Command, error) {
+func enter(in inside.Plan, files []launch.File) (launch.Command, error) {
 	b, err := json.Marshal(in)
 	if err != nil {
 		return launch.Command{}, err
 	}
 	files = append(files, launch.File{Data: b}, launch.File{Report: true})
 	n := launch.FirstFile + len(files)
-	return launch.Command{Path: launch.Self, Args: []string{shim, strconv.Itoa(n - 2), strconv.Itoa(n - 1)}, Dir: in.Dir, Files: files}, nil
+	return launch.Command{Path: launch.Self, Args: []string{inside.Name, strconv.Itoa(n - 2), strconv.Itoa(n - 1)}, Dir: in.Dir, Files: files}, nil
 }

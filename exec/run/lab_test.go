@@ -19,7 +19,6 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/balanceai/balance/exec/blob"
-	"github.com/balanceai/balance/exec/isolate"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/identity"
 	"github.com/balanceai/balance/mesh/wire"
@@ -29,7 +28,6 @@ import (
 const modeVar = "RUN_TEST_MODE"
 
 func TestMain(m *testing.M) {
-	isolate.Enter()
 	if mode := os.Getenv(modeVar); mode != "" {
 		misbehave(mode, os.Args[1:])
 		os.Exit(0)

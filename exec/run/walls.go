@@ -16,6 +16,7 @@ import (
 	"github.com/balanceai/balance/exec/cgroup"
 	"github.com/balanceai/balance/exec/egress"
 	"github.com/balanceai/balance/exec/isolate"
+	"github.com/balanceai/balance/exec/isolate/inside"
 	"github.com/balanceai/balance/exec/isolate/launch"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/identity"
@@ -55,11 +56,11 @@ func tighten[T ~int | ~int64 | ~uint64](limit *T, other T) {
 
 // split divides limits into those that a control group holds and those that, for
 // want of one, each process has for itself.
-func split(l task.Limits, can cgroup.Can) (cgroup.Limits, isolate.Limits) {
+func split(l task.Limits, can cgroup.Can) (cgroup.Limits, inside.Limits) {
 	group := cgroup.Limits{Memory: uint64(l.Memory), CPU: uint64(l.CPU) * cgroup.Core / uint64(task.Core), PIDs: l.PIDs}
-	own := isolate.Limits{File: l.Disk}
+	own := inside.Limits{File: uint64(l.Disk)}
 	if !can.Memory {
-		group.Memory, own.Memory = 0, l.Memory
+		group.Memory, own.Memory = 0, uint64(l.Memory)
 	}
 	if !can.PIDs {
 		group.PIDs, own.Processes = 0, l.PIDs

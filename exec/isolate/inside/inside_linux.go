@@ -1,4 +1,4 @@
-package isolate
+package inside
 
 import (
 	"encoding/json"
@@ -19,21 +19,23 @@ import (
 	"github.com/balanceai/balance/exec/isolate/launch"
 )
 
-// Enter becomes a run if this process was started to do that, and then does not
-// return. A program that starts runs calls it before anything else.
-func Enter() {
-	if len(os.Args) != 3 || os.Args[0] != shim {
-		return
+func init() {
+	if len(os.Args) == 3 && os.Args[0] == Name {
+		os.Exit(enter())
 	}
+}
+
+// enter becomes a run. It returns only where that fails.
+func enter() int {
 	plan, err1 := strconv.Atoi(os.Args[1])
 	report, err2 := strconv.Atoi(os.Args[2])
 	if errors.Join(err1, err2) != nil {
-		return
+		return exitCannot
 	}
 	tell := os.NewFile(uintptr(report), "report")
 	err := become(os.NewFile(uintptr(plan), "plan"), tell)
 	fmt.Fprint(tell, launch.Failed, errnoOf(err), " ", err)
-	os.Exit(exitCannot)
+	return exitCannot
 }
 
 // exitCannot is the exit code of shells for a program that cannot be started.
@@ -48,7 +50,7 @@ func become(plan, report *os.File) error {
 	if err != nil {
 		return err
 	}
-	var in inside
+	var in Plan
 	if err := json.Unmarshal(data, &in); err != nil {
 		return err
 	}
@@ -65,7 +67,7 @@ func become(plan, report *os.File) error {
 			return fmt.Errorf("landlock: %w", err)
 		}
 	}
-	program, err := lookPath(in.Command[0], variable(in.Env, "PATH"), in.Dir)
+	program, err := launch.LookPath(in.Command[0], variable(in.Env, "PATH"), in.Dir)
 	if err != nil {
 		return err
 	}
@@ -95,8 +97,8 @@ func (l Limits) set() error {
 		what  int
 		value uint64
 	}{
-		{unix.RLIMIT_DATA, uint64(l.Memory)},
-		{unix.RLIMIT_FSIZE, uint64(l.File)},
+		{unix.RLIMIT_DATA, l.Memory},
+		{unix.RLIMIT_FSIZE, l.File},
 		{unix.RLIMIT_NPROC, uint64(l.Processes)},
 	} {
 		if limit.value == 0 {
@@ -117,7 +119,7 @@ func (l Limits) set() error {
 func enclose(devices []string) error {
 	config := landlock.V6
 	config.HandledAccessNet = 0
-	readable := []string{"/etc", "/proc", shim}
+	readable := []string{"/etc", "/proc", Name}
 	for _, dir := range []string{"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/sys", "/var"} {
 		if _, err := os.Stat(dir); err == nil {
 			readable = append(readable, dir)
@@ -125,7 +127,7 @@ func enclose(devices []string) error {
 	}
 	rules := []landlock.Rule{
 		landlock.PathAccess(landlock.AccessFSSet(ll.AccessFSReadDir), "/"),
-		landlock.RWDirs(sandboxWork, sandboxTemp, "/dev/shm").WithRefer(),
+		landlock.RWDirs(Work, Temp, "/dev/shm").WithRefer(),
 		landlock.RWFiles("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty").WithIoctlDev(),
 		landlock.RWDirs("/dev/pts").WithIoctlDev(),
 	}

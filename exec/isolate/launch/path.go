@@ -1,4 +1,4 @@
-package isolate
+package launch
 
 import (
 	"errors"
@@ -9,8 +9,8 @@ import (
 	"syscall"
 )
 
-// lookPath finds a program as a shell in the work folder would.
-func lookPath(name, path, work string) (string, error) {
+// LookPath finds a program as a shell in the work folder would.
+func LookPath(name, path, work string) (string, error) {
 	if strings.Contains(name, "/") {
 		if !filepath.IsAbs(name) {
 			name = filepath.Join(work, name)
