@@ -75,7 +75,7 @@ func newFacts(ctx context.Context, h home, self identity.ID, db *store.Store, wh
 		return nil, hint(err, "the node starts when its rules are sound: nobody else may guess what the owner meant")
 	}
 	f.rules, f.holds = rules, run.Groups(self).Can().Holds()
-	f.machine = isolate.Detect(ctx, os.TempDir())
+	f.machine = isolate.Detect(ctx, h.path(sandboxDir))
 	if f.machine.Level() != isolate.Sandbox {
 		log.Warn("this machine has no sandbox: it takes no runs of other owners but those that its rules trust", "why", f.machine.Why)
 	}

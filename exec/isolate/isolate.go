@@ -51,14 +51,14 @@ func Stronger(level, than string) bool {
 
 // Machine is what a machine can do, as [Detect] found it.
 type Machine struct {
-	Bubblewrap string   `json:"bubblewrap,omitempty"` // path of bwrap; empty: no sandbox
-	Why        string   `json:"why,omitempty"`        // there is none
-	Landlock   int      `json:"landlock,omitempty"`   // version of its interface; 0 without
-	System     []Place  `json:"system,omitempty"`     // what sandboxes see of the machine
-	Filter     []byte   `json:"-"`                    // of system calls, as the kernel takes it
-	User       int      `json:"-"`                    // who runs Balance
-	Group      int      `json:"-"`
-	Etc        []string `json:"-"` // files and folders of /etc that programs need and that hold no secret
+	Bubblewrap string  `json:"bubblewrap,omitempty"` // path of bwrap; empty: no sandbox
+	Why        string  `json:"why,omitempty"`        // there is none
+	Landlock   int     `json:"landlock,omitempty"`   // version of its interface; 0 without
+	System     []Place `json:"system,omitempty"`     // what sandboxes see of the machine
+	Filter     []byte  `json:"-"`                    // of system calls, as the kernel takes it
+	User       int     `json:"-"`                    // who runs Balance
+	Group      int     `json:"-"`
+	Etc        string  `json:"-"` // folder that is the /etc of sandboxes
 }
 
 // Place is a part of the system that sandboxes see, read-only.

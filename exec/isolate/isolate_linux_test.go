@@ -121,3 +121,19 @@ func TestNothingStaysOpen(t *testing.T) {
 		t.Errorf("open are %+v", o)
 	}
 }
+
+// BenchmarkStart is the time from the start of a program to its end, plain and
+// in a sandbox.
+func BenchmarkStart(b *testing.B) {
+	m := machine(b)
+	for _, level := range levels {
+		b.Run(level, func(b *testing.B) {
+			j := job(b, level, "/bin/true")
+			for b.Loop() {
+				if o := start(b, m, j); o.code != 0 {
+					b.Fatalf("%+v", o)
+				}
+			}
+		})
+	}
+}

@@ -22,26 +22,33 @@ import (
 const probeTime = 10 * time.Second
 
 // Detect finds out what this machine can do: it builds a sandbox and looks
-// whether a program starts in it. scratch is a folder for that.
-func Detect(ctx context.Context, scratch string) *Machine {
-	m := &Machine{User: os.Getuid(), Group: os.Getgid(), System: system("/"), Etc: present("/etc", etc)}
+// whether a program starts in it. What sandboxes need is kept in the folder dir,
+// which is made.
+func Detect(ctx context.Context, dir string) *Machine {
+	m := &Machine{User: os.Getuid(), Group: os.Getgid(), System: system("/")}
 	if v, err := ll.LandlockGetABIVersion(); err == nil {
 		m.Landlock = v
 	}
-	if err := m.probe(ctx, scratch); err != nil {
+	if err := m.probe(ctx, dir); err != nil {
 		m.Bubblewrap, m.Why = "", err.Error()
 	}
 	return m
 }
 
-func (m *Machine) probe(ctx context.Context, scratch string) (err error) {
+func (m *Machine) probe(ctx context.Context, keep string) (err error) {
 	if m.Bubblewrap, err = exec.LookPath("bwrap"); err != nil {
 		return errors.New("bubblewrap is not installed: there is no bwrap on the PATH")
 	}
 	if m.Filter, err = Filter(); err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp(scratch, "probe-")
+	if err := os.MkdirAll(keep, 0o700); err != nil {
+		return err
+	}
+	if m.Etc, err = makeEtc(keep, "/etc"); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp(keep, "probe-")
 	if err != nil {
 		return err
 	}
@@ -84,18 +91,6 @@ func system(root string) []Place {
 			out = append(out, Place{path, link})
 		} else if info, err := os.Stat(file); err == nil && info.IsDir() {
 			out = append(out, Place{Path: path})
-		}
-	}
-	return out
-}
-
-// present returns those of the names that are there.
-func present(dir string, names []string) []string {
-	var out []string
-	for _, name := range names {
-		path := filepath.Join(dir, name)
-		if _, err := os.Stat(path); err == nil {
-			out = append(out, path)
 		}
 	}
 	return out

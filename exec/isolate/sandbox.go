@@ -2,7 +2,6 @@ package isolate
 
 import (
 	"encoding/json"
-	"fmt"
 	"strconv"
 
 	"github.com/balanceai/balance/exec/isolate/inside"
@@ -18,15 +17,6 @@ const (
 	// is limited.
 	sharedMemory = 1 * task.GiB
 )
-
-// etc are the parts of /etc that programs need to start and to verify what they
-// talk to. None of them holds a secret. Who exists and where names are looked up
-// is not the machine's but written for the run.
-var etc = []string{
-	"alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "timezone", "mime.types", "magic", "protocols", "services",
-	"ssl/certs", "ssl/openssl.cnf", "ca-certificates", "ca-certificates.conf", "pki/ca-trust", "pki/tls/certs", "pki/tls/openssl.cnf",
-	"crypto-policies", "fonts", "OpenCL", "vulkan", "terminfo", "inputrc", "bash.bashrc", "profile", "python3",
-}
 
 // sandbox returns the command that starts a job in a sandbox.
 //
@@ -55,17 +45,7 @@ func (m *Machine) sandbox(j Job) (launch.Command, error) {
 			b.add("--ro-bind", p.Path, p.Path)
 		}
 	}
-	for _, p := range m.Etc {
-		b.add("--ro-bind", p, p)
-	}
-	for _, p := range [][2]string{
-		{"/etc/passwd", fmt.Sprintf("run:x:%d:%[1]d:run:%s:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n", sandboxUser, inside.Work)},
-		{"/etc/group", fmt.Sprintf("run:x:%d:\nnogroup:x:65534:\n", sandboxUser)},
-		{"/etc/hosts", "127.0.0.1 localhost " + sandboxHost + "\n::1 localhost\n"},
-		{"/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n"},
-	} {
-		b.add("--ro-bind-data", b.file(launch.File{Data: []byte(p[1])}), p[0])
-	}
+	b.add("--ro-bind", m.Etc, "/etc")
 	b.add("--proc", "/proc", "--dev", "/dev", "--size", strconv.FormatUint(uint64(sharedMemory), 10), "--perms", "1777", "--tmpfs", "/dev/shm")
 	for _, d := range j.Devices {
 		b.add("--dev-bind", d, d)

@@ -2,13 +2,11 @@ package run
 
 import (
 	"cmp"
-	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -17,21 +15,11 @@ import (
 	"github.com/balanceai/balance/exec/task"
 )
 
-// detected is what this machine can do, found out once.
-var detected = sync.OnceValue(func() *isolate.Machine {
-	dir, err := os.MkdirTemp("", "walls")
-	if err != nil {
-		panic(err)
-	}
-	defer os.RemoveAll(dir)
-	return isolate.Detect(context.Background(), dir)
-})
-
 // newSandboxLab is a machine that puts every run into a sandbox.
 func newSandboxLab(t testing.TB) *lab {
 	t.Helper()
 	l := newLab(t)
-	m := detected()
+	m := isolate.Detect(t.Context(), t.TempDir())
 	switch {
 	case m.Level() == isolate.Sandbox:
 	case os.Getenv("BALANCE_REQUIRE") == "1":
