@@ -170,6 +170,7 @@ type Status struct {
 	Attempt   int         `json:"attempt"`
 	ExitCode  *int        `json:"exit_code"`
 	Reason    string      `json:"reason,omitempty"`
+	Cause     string      `json:"cause,omitempty"` // the limit that has ended it, as in [Finished]
 	Agent     string      `json:"agent,omitempty"`
 	Command   []string    `json:"command"`
 	Submitted time.Time   `json:"submitted"`
@@ -260,7 +261,7 @@ func (f *folder) fact(e *wire.Entry) {
 			f.State = Running
 		}
 	case e.Kind == KindFinished && read(e, &finished) && finished.Attempt == f.Attempt && ran(finished.State):
-		f.State, f.Reason, f.Finished, f.Outputs = finished.State, finished.Reason, e.Time(), finished.Outputs
+		f.State, f.Reason, f.Cause, f.Finished, f.Outputs = finished.State, finished.Reason, finished.Cause, e.Time(), finished.Outputs
 		f.Usage, f.ExitCode, f.finished = &finished.Usage, &finished.ExitCode, e.Hash()
 	}
 }
