@@ -8,7 +8,7 @@ FUZZTIME  ?= 20s
 # The bindings of NVIDIA's library mention functions that it has deprecated.
 export CGO_CFLAGS := -O2 -g -Wno-deprecated-declarations
 
-.PHONY: build demo check test race e2e bench bench-mesh bench-reach fuzz clean
+.PHONY: build demo check test race e2e chaos bench bench-mesh bench-reach fuzz clean
 
 build: ## the program: ./balance
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o balance ./cmd/balance
@@ -34,6 +34,10 @@ check: ## format, vet, lint, layers, other systems, tidy modules
 
 e2e: build ## the real program, several nodes at a time, in network namespaces too (root)
 	BALANCE_REQUIRE=1 BALANCE_LAB=1 $(GO) test -count=1 -timeout 20m ./cmd/balance ./discovery ./mesh/... ./exec/cgroup ./exec/isolate ./exec/run
+	BALANCE_CHAOS=100 $(GO) test -count=1 -timeout 10m -run TestChaos ./exec/run
+
+chaos: ## 1,000 kills of nodes, supervisors and programs in mid-run (Linux)
+	BALANCE_CHAOS=1000 $(GO) test -count=1 -timeout 60m -v -run TestChaos ./exec/run
 
 bench: build ## figures, beside what they are compared with
 	$(GO) run ./cmd/bench -balance ./balance

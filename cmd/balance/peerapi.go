@@ -94,6 +94,7 @@ func (p *peerAPI) serve(ctx context.Context, group *errgroup.Group) error {
 	mux.Handle("/v1/blobs/", tasks.Handler())
 	mux.Handle("/v1/ledger/", p.replica.Handler())
 	mux.HandleFunc("GET /v1/samples", p.samples)
+	mux.HandleFunc("GET /v1/files", p.files)
 	mux.HandleFunc("GET /v1/network", p.network)
 	serveHTTP(ctx, group, ln, p.membersOnly(mux), p.log)
 	return nil
@@ -197,6 +198,9 @@ const grantRuns = 1000
 
 // allowed reports whether a peer may have a blob.
 func (p *peerAPI) allowed(peer identity.ID, h wire.Hash) bool {
+	if p.shared(peer, h) {
+		return true
+	}
 	g := &p.grants
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -50,6 +50,7 @@ type localAPI struct {
 	split     *splitDNS
 	lan       *discovery.LAN // nil: the node is not announced
 	peers     *http.Client
+	files     *files
 	log       *slog.Logger
 
 	streams sync.WaitGroup // connections that have become something else than HTTP
@@ -86,6 +87,9 @@ func (l *localAPI) routes() http.Handler {
 		"POST /v1/runs/{run}/stdin":          l.ofRun(l.stdin),
 		"POST /v1/runs/{run}/cancel":         l.ofRun(l.cancel),
 		"GET /v1/runs/{run}/why":             l.ofRun(l.why),
+		"GET /v1/files":                      l.filesList,
+		"POST /v1/files/get":                 l.filesGet,
+		"PUT /v1/files/budget":               l.filesBudget,
 		"GET /v1/ledger":                     l.ledger,
 		"GET /v1/ledger/verify":              l.verify,
 	} {

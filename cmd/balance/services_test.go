@@ -18,7 +18,8 @@ import (
 // Programs of the scripts that know nothing of Balance.
 
 // serve is a TCP service on loopback that writes its port to a file: serve
-// http|upper FILE. upper answers, when it has read to the end, in upper case.
+// http|files|upper FILE. files serves the folder that it runs in; upper answers,
+// when it has read to the end, in upper case.
 func serve() {
 	log.SetFlags(0)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -28,6 +29,9 @@ func serve() {
 	port := fmt.Sprintln(ln.Addr().(*net.TCPAddr).Port)
 	if err := os.WriteFile(os.Args[2], []byte(port), 0o600); err != nil {
 		log.Fatal(err)
+	}
+	if os.Args[1] == "files" {
+		log.Fatal(http.Serve(ln, http.FileServer(http.Dir("."))))
 	}
 	if os.Args[1] == "http" {
 		log.Fatal(http.Serve(ln, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -21,7 +21,7 @@ import (
 func (a *app) runCommands() []*cobra.Command {
 	cmds := []*cobra.Command{
 		a.runCommand(), a.psCommand(), a.logsCommand(), a.whyCommand(), a.cancelCommand(),
-		a.waitCommand(), a.inspectCommand(), a.outputsCommand(),
+		a.waitCommand(), a.inspectCommand(), a.outputsCommand(), a.blobsCommand(),
 	}
 	for _, c := range cmds {
 		c.GroupID = "run"
@@ -107,12 +107,17 @@ func title(r task.Status) string {
 func (a *app) logsCommand() *cobra.Command {
 	var follow, stamps bool
 	var tail int
+	var since string
 	cmd := &cobra.Command{
 		Use:   "logs RUN",
 		Short: "Print what a run wrote",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			l := &logPrinter{app: a, stamps: stamps, fresh: map[string]bool{task.Stdout: true, task.Stderr: true}}
+			var err error
+			if l.since, err = parseSince(since, time.Now()); err != nil {
+				return err
+			}
 			if tail >= 0 {
 				if err := l.skipTo(cmd.Context(), args[0], tail); err != nil {
 					return err
@@ -124,13 +129,30 @@ func (a *app) logsCommand() *cobra.Command {
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the run ends, and end with its exit code")
 	cmd.Flags().BoolVarP(&stamps, "timestamps", "t", false, "put the time before each line")
 	cmd.Flags().IntVar(&tail, "tail", -1, "print the last lines alone, this many")
+	cmd.Flags().StringVar(&since, "since", "", "print what was written after a time, like 2026-01-02T15:04:05Z, or this long ago, like 10m")
 	return cmd
+}
+
+// parseSince reads a time, or how long ago it was.
+func parseSince(s string, now time.Time) (time.Time, error) {
+	if s == "" {
+		return time.Time{}, nil
+	}
+	if d, err := task.ParseDuration(s); err == nil {
+		return now.Add(-d), nil
+	}
+	t, err := time.Parse(time.RFC3339, s)
+	if err != nil {
+		return t, fail("usage", "for example: --since 10m, or --since 2026-01-02T15:04:05Z", "--since: %q is no time and no duration", s)
+	}
+	return t, nil
 }
 
 // logPrinter prints the output of a run.
 type logPrinter struct {
 	*app
 	stamps bool
+	since  time.Time       // what was written before is not printed
 	skip   int             // lines not to print
 	fresh  map[string]bool // streams that are at the start of a line
 }
@@ -140,7 +162,7 @@ type logPrinter struct {
 func (l *logPrinter) skipTo(ctx context.Context, run string, tail int) error {
 	lines, open := 0, false
 	err := l.client.events(ctx, run, 0, false, func(e task.Event) error {
-		if e.Type == task.EventOutput {
+		if e.Type == task.EventOutput && !e.Time.Before(l.since) {
 			out := string(e.Output())
 			lines += strings.Count(out, "\n")
 			open = !strings.HasSuffix(out, "\n")
@@ -157,6 +179,10 @@ func (l *logPrinter) skipTo(ctx context.Context, run string, tail int) error {
 func (l *logPrinter) print(ctx context.Context, run string, follow bool) error {
 	f := &follower{app: l.app, run: run}
 	show := func(e task.Event) error {
+		if e.Time.Before(l.since) && e.Type != task.EventFinished {
+			f.last = e.Seq
+			return nil
+		}
 		if e.Type != task.EventOutput || l.app.print.json {
 			return f.event(ctx, e)
 		}

@@ -372,6 +372,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 		home: h, cfg: cfg, since: time.Now(), stop: stop, self: self, node: node, db: db, who: who, view: view, facts: facts,
 		runner: runner, submitted: submitted, door: porch, exposer: exposed, hosting: guests, reach: ways, split: split, lan: lan,
 		peers: peers, log: log,
+		files: &files{blobs: blobs, db: db, peers: peers, client: client, nodes: func() []fleet.Node { nodes, _ := view.Snapshot(); return nodes }, log: log},
 		watch: &watch{self: self, view: view, own: facts.sampler, peers: peers, log: log},
 	}
 	defer local.streams.Wait()

@@ -180,11 +180,20 @@ func (s *Store) load(h wire.Hash, limits Limits) (Tree, error) {
 	return t, nil
 }
 
-// Prune removes the blobs that were last used before a time, and what was left
-// half written then.
+// Prune removes the blobs that were last used before a time and are not kept, and
+// what was left half written then.
 func (s *Store) Prune(ctx context.Context, before time.Time) error {
+	list, err := s.Kept()
+	if err != nil {
+		return err
+	}
+	spare := map[string]bool{}
+	for _, k := range list {
+		spare[s.path(k.Hash)] = true
+		spare[filepath.Join(s.dir, kept, k.Hash.String())] = true
+	}
 	return filepath.WalkDir(s.dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
+		if err != nil || d.IsDir() || spare[path] {
 			return err
 		}
 		info, err := d.Info()

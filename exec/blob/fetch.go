@@ -9,7 +9,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"sync/atomic"
 	"time"
 
@@ -147,7 +146,7 @@ type download struct {
 
 // download opens what an earlier call has left of a blob.
 func (s *Store) download(h wire.Hash, size int64) (*download, error) {
-	f, err := os.OpenFile(filepath.Join(s.dir, partial, h.String()), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(s.partial(h), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}

@@ -186,8 +186,8 @@ func (b *Base) Make(name string, l Limits) (g *Group, err error) {
 	}()
 	if b.v2 != "" {
 		dir := filepath.Join(b.v2, b.prefix+name)
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			return g, fmt.Errorf("make a control group: %w", err)
+		if err := fresh(dir); err != nil {
+			return g, err
 		}
 		g.V2 = dir
 		has := func(c string) bool { return slices.Contains(b.v2has, c) }
@@ -203,8 +203,8 @@ func (b *Base) Make(name string, l Limits) (g *Group, err error) {
 		}
 		dir := filepath.Join(at, b.prefix+name)
 		if other := g.sharing(dir); other == "" { // cpu and cpuacct are one hierarchy, for example
-			if err := os.Mkdir(dir, 0o755); err != nil {
-				return g, fmt.Errorf("make a control group: %w", err)
+			if err := fresh(dir); err != nil {
+				return g, err
 			}
 		}
 		g.V1[c] = dir
@@ -213,6 +213,21 @@ func (b *Base) Make(name string, l Limits) (g *Group, err error) {
 		}
 	}
 	return g, nil
+}
+
+// fresh makes a folder. One that an earlier life has left has nothing in it: it
+// goes.
+func fresh(dir string) error {
+	err := os.Mkdir(dir, 0o755)
+	if errors.Is(err, fs.ErrExist) {
+		if err = os.Remove(dir); err == nil {
+			err = os.Mkdir(dir, 0o755)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("make a control group: %w", err)
+	}
+	return nil
 }
 
 func (g *Group) sharing(dir string) string {

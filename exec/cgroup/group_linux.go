@@ -38,31 +38,47 @@ func (g *Group) Start(attr *syscall.SysProcAttr, start func() error) error {
 
 // visit moves this thread into the group, so that what it starts begins there:
 // in version 1 a thread may be in another group than its process. back moves it
-// back.
+// back, with threads that the runtime has started from it meanwhile.
 func (g *Group) visit() (back func() error, err error) {
-	tid := strconv.Itoa(unix.Gettid())
 	home := locate()
-	var visited []string
 	back = func() error {
 		var errs []error
-		for _, dir := range visited {
-			errs = append(errs, os.WriteFile(filepath.Join(dir, "tasks"), []byte(tid), 0))
+		for _, c := range controllers {
+			if dir := g.V1[c]; dir != "" {
+				errs = append(errs, leave(dir, home[c]))
+			}
 		}
 		return errors.Join(errs...)
 	}
+	tid := []byte(strconv.Itoa(unix.Gettid()))
 	for _, c := range controllers {
-		dir, ok := g.V1[c]
-		if !ok {
-			continue
-		}
-		if err := os.WriteFile(filepath.Join(dir, "tasks"), []byte(tid), 0); err != nil {
-			return back, fmt.Errorf("enter a control group: %w", err)
-		}
-		if !slices.Contains(visited, home[c]) {
-			visited = append(visited, home[c])
+		if dir := g.V1[c]; dir != "" {
+			if err := os.WriteFile(filepath.Join(dir, "tasks"), tid, 0); err != nil {
+				return back, fmt.Errorf("enter a control group: %w", err)
+			}
 		}
 	}
 	return back, nil
+}
+
+// leave moves all threads of this process from a group to another, until there
+// are no more.
+func leave(dir, to string) error {
+	for {
+		found := false
+		for tid := range strings.FieldsSeq(read(filepath.Join(dir, "tasks"))) {
+			if _, err := os.Stat("/proc/self/task/" + tid); err != nil {
+				continue
+			}
+			found = true
+			if err := os.WriteFile(filepath.Join(to, "tasks"), []byte(tid), 0); err != nil && !errors.Is(err, syscall.ESRCH) {
+				return fmt.Errorf("leave a control group: %w", err)
+			}
+		}
+		if !found {
+			return nil
+		}
+	}
 }
 
 // folders returns the group's folders, each once.

@@ -117,6 +117,21 @@ func (j *Journal) Last() uint64 {
 	return j.last
 }
 
+// Newest returns the newest event, nil for none.
+func (j *Journal) Newest() (*task.Event, error) {
+	f, err := os.OpenFile(j.path, os.O_RDONLY|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, fmt.Errorf("read journal: %w", err)
+	}
+	defer f.Close()
+	size, _, _ := j.progress(0)
+	e, _, err := lastEvent(f, size)
+	if err != nil {
+		return nil, fmt.Errorf("read journal: %w", err)
+	}
+	return e, nil
+}
+
 // Finished reports whether no more events will come.
 func (j *Journal) Finished() bool {
 	j.mu.Lock()

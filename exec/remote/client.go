@@ -13,6 +13,7 @@ import (
 	"net/http/httptrace"
 	"net/url"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -87,30 +88,70 @@ func (c *Client) Settle(ctx context.Context, run string, entries []*wire.Entry) 
 // Blob returns the bytes of a blob from an offset on. A machine that has no such
 // blob for this node gives [fs.ErrNotExist].
 func (c *Client) Blob(ctx context.Context, h wire.Hash, offset int64) (io.ReadCloser, error) {
+	span := ""
+	if offset > 0 {
+		span = fmt.Sprintf("bytes=%d-", offset)
+	}
+	r, err := c.blob(ctx, h, span)
+	if errors.Is(err, statusError(http.StatusRequestedRangeNotSatisfiable)) {
+		return http.NoBody, nil // nothing comes after its last byte
+	}
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// Part returns n bytes of a blob from an offset on.
+func (c *Client) Part(ctx context.Context, h wire.Hash, offset, n int64) (io.ReadCloser, error) {
+	r, err := c.blob(ctx, h, fmt.Sprintf("bytes=%d-%d", offset, offset+n-1))
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// BlobSize returns how long a blob is, as the machine says. It asks for the first
+// byte, so an empty one is an error.
+func (c *Client) BlobSize(ctx context.Context, h wire.Hash) (int64, error) {
+	r, err := c.blob(ctx, h, "bytes=0-0")
+	if err != nil {
+		return 0, err
+	}
+	_ = r.Close() // the one byte does not matter
+	_, size, _ := strings.Cut(r.span, "/")
+	n, err := strconv.ParseInt(size, 10, 64)
+	if err != nil || n < 0 {
+		return 0, fmt.Errorf("blob %s: it does not tell its size", h)
+	}
+	return n, nil
+}
+
+// blob asks for bytes of a blob; without a span, for all of them.
+func (c *Client) blob(ctx context.Context, h wire.Hash, span string) (*blobReader, error) {
 	k := &call{patience: c.silence}
 	header := http.Header{}
-	if offset > 0 {
-		header.Set("Range", "bytes="+strconv.FormatInt(offset, 10)+"-")
+	if span != "" {
+		header.Set("Range", span)
 	}
 	resp, err := c.do(ctx, k, http.MethodGet, "/v1/blobs/"+h.String(), header, nil)
 	if err != nil {
 		k.end()
-		if errors.Is(err, statusError(http.StatusRequestedRangeNotSatisfiable)) {
-			return http.NoBody, nil // nothing comes after its last byte
-		}
 		return nil, err
 	}
-	if offset > 0 && resp.StatusCode != http.StatusPartialContent {
+	if span != "" && resp.StatusCode != http.StatusPartialContent {
 		resp.Body.Close()
 		k.end()
-		return nil, fmt.Errorf("blob %s: it cannot resume at byte %d", h, offset)
+		return nil, fmt.Errorf("blob %s: it cannot give %s alone", h, span)
 	}
-	return &blobReader{k, resp.Body, func(err error) error { return k.failed(ctx, err) }}, nil
+	failed := func(err error) error { return k.failed(ctx, err) }
+	return &blobReader{k, resp.Body, resp.Header.Get("Content-Range"), failed}, nil
 }
 
 type blobReader struct {
 	call   *call
 	body   io.ReadCloser
+	span   string // Content-Range
 	failed func(error) error
 }
 

@@ -356,6 +356,38 @@ func TestBlob(t *testing.T) {
 	}
 }
 
+func TestBlobParts(t *testing.T) {
+	content := bytes.Repeat([]byte("0123456789"), 10)
+	l := serve(t, &Server{
+		Runner:  newFake(),
+		Allowed: func(identity.ID, wire.Hash) bool { return true },
+		Blob: func(wire.Hash) (io.ReadSeekCloser, error) {
+			return file{bytes.NewReader(content)}, nil
+		},
+	})
+	if n, err := l.client.BlobSize(t.Context(), wire.Hash{1}); n != 100 || err != nil {
+		t.Errorf("size %d, %v", n, err)
+	}
+	body, err := l.client.Part(t.Context(), wire.Hash{1}, 95, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer body.Close()
+	if got, err := io.ReadAll(body); string(got) != "567" || err != nil {
+		t.Errorf("got %q, %v", got, err)
+	}
+	for name, answer := range map[string]string{
+		"no size":   "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-0/*\r\nContent-Length: 1\r\n\r\na",
+		"odd size":  "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-0/-3\r\nContent-Length: 1\r\n\r\na",
+		"no span":   "HTTP/1.1 206 Partial Content\r\nContent-Length: 1\r\n\r\na",
+		"all of it": "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\na",
+	} {
+		if n, err := raw(t, answer, false).BlobSize(t.Context(), wire.Hash{1}); err == nil {
+			t.Errorf("%s: size %d", name, n)
+		}
+	}
+}
+
 func TestBlobBroken(t *testing.T) {
 	for name, silent := range map[string]bool{"closed": false, "silent": true} {
 		body, err := raw(t, "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc", silent).Blob(t.Context(), wire.Hash{1}, 0)

@@ -30,7 +30,7 @@ func (r *Runner) Start(ctx context.Context, o task.Order, yield func(*task.Event
 	if err != nil {
 		return err
 	}
-	return x.journal.Read(ctx, 0, true, yield)
+	return read(ctx, x.journal, 0, yield)
 }
 
 // errAgain says that the attempt has been accepted before.
@@ -107,6 +107,7 @@ func (r *Runner) take(ctx context.Context, o *task.Order, w wish) (*live, error)
 	go func() {
 		defer r.wg.Done()
 		x.run(life)
+		r.keeper.fill()
 		r.spares.Add()
 	}()
 	return x, nil
@@ -229,7 +230,7 @@ func (r *Runner) admit(x *live) []task.Reason {
 		return []task.Reason{task.Reasonf("isolation", "has no %s for the run: %s", x.level, r.cfg.Machine.Why)}
 	}
 	x.use = Use{Run: x.id, From: x.from, Needs: x.spec.Needs.Held(), Devices: grant.Devices, Since: r.cfg.Now()}
-	if _, err := wayOut(&x.spec, grant, r.cfg.Log); err != nil {
+	if _, err := wayOut(x.spec.Network, grant.Network, r.cfg.Log); err != nil {
 		return []task.Reason{task.Reasonf("network", "cannot let the run out: %v", err)}
 	}
 	if x.level != isolate.Process && len(x.spec.Network) > 0 && grant.Network != nil && len(grant.Network) == 0 {

@@ -10,13 +10,18 @@ import (
 // The folder of a run has in it:
 //
 //	events  its journal
-//	exit    how its program ended, where that is known before the ledger has it
+//	grant   what the owner's rules have granted it
+//	exit    the account of its end, where that is known before the ledger has it
 //	work    where the program works
 //	tmp     its TMPDIR
+//
+// and what its supervisor has, see package supervise.
 
 func (x *live) work() string     { return filepath.Join(x.dir, "work") }
 func (x *live) temp() string     { return filepath.Join(x.dir, "tmp") }
 func (x *live) exitPath() string { return filepath.Join(x.dir, "exit") }
+
+func (x *live) grantPath() string { return filepath.Join(x.dir, "grant") }
 
 func (r *Runner) folder(run string) string      { return filepath.Join(r.cfg.Dir, run) }
 func (r *Runner) journalPath(run string) string { return filepath.Join(r.folder(run), "events") }
@@ -40,11 +45,8 @@ func (x *live) prepare() error {
 	if err := x.r.spares.Take(x.dir); err != nil {
 		return err
 	}
-	if x.spec.Stdin {
-		var err error
-		if x.stdin, err = newStdin(); err != nil {
-			return err
-		}
+	if err := x.saveGrant(); err != nil {
+		return err
 	}
 	var err error
 	x.journal, err = journal.Open(x.r.journalPath(x.id))
@@ -55,9 +57,6 @@ func (x *live) prepare() error {
 func (x *live) discard() {
 	if x.journal != nil {
 		_ = x.journal.Close()
-	}
-	if x.stdin != nil {
-		x.stdin.close()
 	}
 	os.RemoveAll(x.dir)
 }

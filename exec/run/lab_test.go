@@ -226,7 +226,24 @@ func (l *lab) open() {
 		l.t.Fatal(err)
 	}
 	l.Runner = r
-	l.t.Cleanup(func() { _ = r.Close() })
+	l.t.Cleanup(func() {
+		l.endAll()
+		_ = r.Close()
+	})
+}
+
+// endAll kills what a test has left running, and waits until it has ended.
+func (l *lab) endAll() {
+	eventually(l.t, "the end of all runs", func() bool {
+		l.Runner.mu.Lock()
+		runs := slices.Collect(maps.Keys(l.runs))
+		closed := l.closed
+		l.Runner.mu.Unlock()
+		for _, run := range runs {
+			_ = l.Cancel(context.Background(), run, true)
+		}
+		return closed || len(runs) == 0
+	})
 }
 
 // spec returns a spec that runs a command.
@@ -358,6 +375,7 @@ func (l *lab) start(o task.Order) *watcher {
 		})
 	}()
 	l.t.Cleanup(func() {
+		l.endAll()
 		_ = l.Close()
 		<-w.done
 	})

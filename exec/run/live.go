@@ -12,6 +12,7 @@ import (
 
 	"github.com/balanceai/balance/exec/blob"
 	"github.com/balanceai/balance/exec/journal"
+	"github.com/balanceai/balance/exec/supervise"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/identity"
 	"github.com/balanceai/balance/mesh/wire"
@@ -36,13 +37,22 @@ type live struct {
 	journal *journal.Journal
 	unsent  [][]byte     // entries that no event has carried yet; of the run's goroutine
 	early   []task.Draft // what the ledger is to have before the end; likewise
-	stdin   *stdin       // nil where the run has none
+
+	writing sync.Mutex // of events
+	place   int64      // one more than how much of the log is in the journal; 0: not started
+
+	known    bool // the ledger has that it was started; of the run's goroutine
+	rebooted bool // the machine was started again since; likewise
+
+	begun chan struct{} // closed when the program was started, or never will be
+	over  chan struct{} // closed when the run has ended, or is left
 
 	cancel context.CancelCauseFunc // of the context of its goroutine, with an *end
 
-	mu     sync.Mutex
-	group  *group      // what it has started; nil before and after
-	killer *time.Timer // from SIGTERM to SIGKILL
+	mu    sync.Mutex
+	watch *supervise.Watch // on its supervisor; nil before and after
+	asked *end             // to be told to it; the first one counts
+	force bool             // likewise
 }
 
 // end is why a run is made to end.
@@ -58,7 +68,10 @@ func (e *end) Error() string { return e.reason }
 // newLive returns a run and the context that ends when it is to end.
 func newLive(r *Runner, id string) (*live, context.Context) {
 	ctx, cancel := context.WithCancelCause(context.Background())
-	return &live{r: r, id: id, dir: r.folder(id), ready: make(chan struct{}), cancel: cancel}, ctx
+	return &live{
+		r: r, id: id, dir: r.folder(id), cancel: cancel,
+		ready: make(chan struct{}), begun: make(chan struct{}), over: make(chan struct{}),
+	}, ctx
 }
 
 // stop makes a run end: at once with force, else after the grace time. The
@@ -67,42 +80,65 @@ func (x *live) stop(why *end, force bool) {
 	x.cancel(why)
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	switch {
-	case x.group == nil: // not started: it will not be; or ended
-	case force:
-		x.group.kill()
-	case x.killer == nil:
-		x.group.terminate()
-		x.killer = time.AfterFunc(x.r.cfg.Grace, func() { x.stop(why, true) })
+	if x.asked == nil {
+		x.asked = why
+	}
+	x.force = x.force || force
+	x.askLocked()
+}
+
+// askLocked tells the supervisor, if there is one, that the run is to end.
+func (x *live) askLocked() {
+	if x.watch == nil || x.asked == nil {
+		return
+	}
+	e := supervise.End{State: string(x.asked.state), Reason: x.asked.reason, Code: x.asked.code, Cause: x.asked.cause}
+	if err := x.watch.End(e, x.force); err != nil {
+		x.r.cfg.Log.Debug("a supervisor that is to end its run is gone", "run", x.id, "err", err)
 	}
 }
 
 // run takes the run from its acceptance to its end.
 func (x *live) run(ctx context.Context) {
 	fin, err := x.execute(ctx)
+	if errors.Is(context.Cause(ctx), errLeft) {
+		err = errLeft
+	}
+	x.close(fin, err)
+}
+
+// close ends the run, or leaves it to a later life.
+func (x *live) close(fin task.Finished, err error) {
+	defer close(x.over)
+	if errors.Is(err, errLeft) {
+		x.leave()
+		return
+	}
 	if why := (*end)(nil); errors.As(err, &why) {
 		fin.State, fin.Reason, fin.Cause = why.state, why.reason, why.cause
 		fin.ExitCode = cmp.Or(why.code, fin.ExitCode)
 	} else if err != nil {
 		fin.State, fin.Reason = task.Failed, err.Error()
 	}
-	if x.stdin != nil {
-		x.stdin.close()
-	}
 	x.finish(fin)
+}
+
+// leave lets the run go on without this process.
+func (x *live) leave() {
+	_ = x.journal.Close()
+	x.r.drop(x)
 }
 
 // execute brings the inputs and runs the program. The error says why that did
 // not come to an end of its own.
 func (x *live) execute(ctx context.Context) (task.Finished, error) {
 	fin := task.Finished{Attempt: x.attempt, State: task.Failed, ExitCode: unseen}
-	came, err := x.bring(ctx)
-	fin.Usage.InBytes = came
-	if err != nil {
+	if o, err := supervise.ReadOrder(x.dir); err == nil { // an earlier life has brought them
+		fin.Usage.InBytes = task.Bytes(o.Came)
+	} else if fin.Usage.InBytes, err = x.bring(ctx); err != nil {
 		return fin, fmt.Errorf("inputs: %w", err)
 	}
-	err = x.process(ctx, &fin)
-	fin.Usage.GPUMS = fin.Usage.WallMS * uint64(len(x.grant.Devices))
+	err := x.process(ctx, &fin)
 	return fin, err
 }
 
@@ -195,7 +231,39 @@ func (x *live) report() {
 	}
 }
 
-func (x *live) append(e *task.Event) error {
-	e.Run, e.Time, e.Attempt, e.Node = x.id, x.r.cfg.Now(), x.attempt, x.r.cfg.Name
-	return x.journal.Append(e)
+func (x *live) append(e *task.Event) error { return x.appendAt(e, 0) }
+
+// appendAt journals an event which takes the journal to a place in the log; 0
+// leaves it where it is.
+func (x *live) appendAt(e *task.Event, place int64) error {
+	e.Run, e.Attempt, e.Node = x.id, x.attempt, x.r.cfg.Name
+	if e.Time.IsZero() {
+		e.Time = x.r.cfg.Now()
+	}
+	x.writing.Lock()
+	defer x.writing.Unlock()
+	e.Place = max(place, x.place)
+	if err := x.journal.Append(e); err != nil {
+		return err
+	}
+	x.place = e.Place
+	return nil
+}
+
+// placed returns how far the journal has got.
+func (x *live) placed() int64 {
+	x.writing.Lock()
+	defer x.writing.Unlock()
+	return x.place
+}
+
+// detach stops following the run.
+func (x *live) detach() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.watch != nil {
+		_ = x.watch.Close()
+		return
+	}
+	x.cancel(errLeft)
 }

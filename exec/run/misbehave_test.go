@@ -114,7 +114,7 @@ func daemon(args []string) {
 		panic(err)
 	}
 	r, err := Open(context.Background(), Config{
-		Dir: dir, Self: nodeKey.ID(), Name: "hydra", Ledger: l, Blobs: store,
+		Dir: dir, Self: nodeKey.ID(), Name: "hydra", Ledger: l, Blobs: store, Grace: 300 * time.Millisecond,
 		Admit: func(Ask) (Grant, []task.Reason) { return Grant{}, nil },
 		Fetch: func(context.Context, identity.ID, wire.Hash, int64) (io.ReadCloser, error) {
 			return nil, os.ErrNotExist

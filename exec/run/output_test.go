@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -14,62 +13,11 @@ import (
 	"sync"
 	"testing"
 	"time"
-	"unicode/utf8"
-
-	"pgregory.net/rapid"
 
 	"github.com/balanceai/balance/exec/journal"
+	"github.com/balanceai/balance/exec/supervise"
 	"github.com/balanceai/balance/exec/task"
 )
-
-// What a program writes comes out byte for byte, and text as text, wherever the
-// reads cut it.
-func TestCharactersStayWhole(t *testing.T) {
-	l := newLab(t)
-	n := 0
-	rapid.Check(t, func(rt *rapid.T) {
-		n++
-		x, _ := newLive(l.Runner, task.NewID())
-		var err error
-		if x.journal, err = journal.Open(filepath.Join(l.Runner.cfg.Dir, fmt.Sprint(n))); err != nil {
-			rt.Fatal(err)
-		}
-		defer func() { _ = x.journal.Close() }()
-		o, err := newOutput(x)
-		if err != nil {
-			rt.Fatal(err)
-		}
-		text := rapid.Bool().Draw(rt, "text")
-		var whole []byte
-		if text {
-			whole = []byte(rapid.StringOf(rapid.Rune()).Draw(rt, "written"))
-		} else {
-			whole = rapid.SliceOf(rapid.Byte()).Draw(rt, "written")
-		}
-		o.start()
-		for rest := whole; len(rest) > 0; {
-			n := rapid.IntRange(1, len(rest)).Draw(rt, "piece")
-			if _, err := o.writers[0].Write(rest[:n]); err != nil {
-				rt.Fatal(err)
-			}
-			rest = rest[n:]
-			runtime.Gosched()
-		}
-		o.parent()
-		<-o.done
-		var got []byte
-		err = x.journal.Read(t.Context(), 0, false, func(e *task.Event) error {
-			if text && !utf8.Valid(e.Output()) {
-				return fmt.Errorf("cut character: %q", e.Output())
-			}
-			got = append(got, e.Output()...)
-			return nil
-		})
-		if err != nil || !bytes.Equal(got, whole) {
-			rt.Fatalf("%q became %q, %v", whole, got, err)
-		}
-	})
-}
 
 func TestOutput(t *testing.T) {
 	l := newLab(t)
@@ -89,7 +37,7 @@ func TestOutput(t *testing.T) {
 			t.Errorf("%s: %d and %d bytes", name, r.stdout.Len(), r.stderr.Len())
 		}
 		for _, e := range r.events {
-			if len(e.Output()) > chunk {
+			if len(e.Output()) > supervise.Chunk {
 				t.Errorf("%s: an event of %d bytes", name, len(e.Output()))
 			}
 		}
@@ -129,44 +77,26 @@ func TestFlood(t *testing.T) {
 	}
 }
 
-// However a program cuts up what it writes, the journal stays within bounds.
+// A journal is not much longer than what it holds.
 func TestPieces(t *testing.T) {
-	l := newLab(t)
-	x, _ := newLive(l.Runner, task.NewID())
-	x.spec.Limits.Output = task.MiB
-	if err := x.prepare(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = x.journal.Close() }()
-	o, err := newOutput(x)
-	if err != nil {
-		t.Fatal(err)
-	}
-	o.parent()
-	o.cut()
-	o.cost = 2*leastRoom - 3*(eventCost+1)
-	for range 10 {
-		o.write(task.Stdout, []byte("x"))
-	}
-	total, dropped := o.sum()
-	if total != 10 || dropped != 7 || x.journal.Last() != 4 {
-		t.Errorf("%d of %d dropped, %d events", dropped, total, x.journal.Last())
-	}
 	for name, test := range map[string]struct {
 		b    []byte
 		most int64 // times its length
 	}{
 		"text": {bytes.Repeat([]byte("words\tand words\n"), 2000), 2},
-		"nul":  {make([]byte, chunk), 2},
-		"bell": {bytes.Repeat([]byte("\a"), chunk), 2},
+		"nul":  {make([]byte, supervise.Chunk), 2},
+		"bell": {bytes.Repeat([]byte("\a"), supervise.Chunk), 2},
 		"some": {bytes.Repeat([]byte("\x1b[1m some color \x1b[0m"), 1000), 3},
 	} {
 		path := filepath.Join(t.TempDir(), "journal")
-		if x.journal, err = journal.Open(path); err != nil {
+		j, err := journal.Open(path)
+		if err != nil {
 			t.Fatal(err)
 		}
-		(&output{x: x, limit: task.GiB}).write(task.Stdout, test.b)
-		_ = x.journal.Close()
+		if err := j.Append(event(supervise.Frame{Kind: supervise.Stdout, Data: test.b})); err != nil {
+			t.Fatal(err)
+		}
+		_ = j.Close()
 		info, err := os.Stat(path)
 		if err != nil || info.Size() > test.most*int64(len(test.b)) {
 			t.Errorf("%s: %d bytes became %d, %v", name, len(test.b), info.Size(), err)
@@ -286,7 +216,7 @@ func TestStdinPressure(t *testing.T) {
 	}
 	newer := make(chan error, 1)
 	go func() { newer <- l.Stdin(t.Context(), o.Run, 0, bytes.NewReader(make([]byte, 300_000))) }()
-	if err := <-old; !errors.Is(err, errNewer) {
+	if err := <-old; !errors.Is(err, supervise.ErrNewer) {
 		t.Errorf("the older upload: %v", err)
 	}
 	if err := os.WriteFile(filepath.Join(l.folder(o.Run), "work", "go"), nil, 0o600); err != nil {

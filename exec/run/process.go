@@ -7,14 +7,13 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/balanceai/balance/exec/cgroup"
 	"github.com/balanceai/balance/exec/isolate"
-	"github.com/balanceai/balance/exec/isolate/launch"
+	"github.com/balanceai/balance/exec/supervise"
 	"github.com/balanceai/balance/exec/task"
 )
 
@@ -26,101 +25,81 @@ const (
 	exitSignalBase = 128
 )
 
-// How long a run may go on after its program has ended.
-const (
-	linger = time.Second // for what it left in the background to end by itself
-	drain  = time.Second // from the kill to the end of its output
-)
+// errLeft says that the Runner closes and the run goes on without it.
+var errLeft = errors.New("the run goes on")
 
-// process runs the program and fills in how it ended. The error says why it
-// could not be started, or what ended it: a signal, or an *end.
+// process has a supervisor run the program, and fills in how it ended. The
+// error says why it could not be started, or what ended it: a signal, or an
+// *end.
 func (x *live) process(ctx context.Context, fin *task.Finished) error {
-	// The program is killed when the thread that started it ends, so this
-	// goroutine keeps its thread.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-
-	out, err := newOutput(x)
+	o, err := x.order(fin)
 	if err != nil {
-		return err
-	}
-	began := time.Now()
-	p, g, open, err := x.spawn(ctx, out)
-	out.parent()
-	if err != nil {
-		out.cut()
 		fin.ExitCode = startCode(err)
 		return cannotStart(x.spec.Command[0], err)
 	}
-	defer open.Close()
-	defer x.letOut(open.Door)()
-	if limit := x.limits.Time; limit > 0 {
-		defer time.AfterFunc(limit, func() { x.stop(timeUp(limit), false) }).Stop()
+	w, err := x.give(ctx, o)
+	if err != nil {
+		if o.Group != nil {
+			_ = o.Group.Remove() // nothing is in it
+		}
+		return err
 	}
-	if limit := x.limits.Disk; limit > 0 {
-		defer x.watchDisk(limit)()
-	}
-	x.event(&task.Event{Type: task.EventStarted, State: task.Running})
-	out.start()
-	rest := x.started(began)
-	state, did, why := x.wait(ctx, p, g, out)
-	x.early = rest()
-	fin.Usage.WallMS = uint64(time.Since(began).Milliseconds())
-	fin.Usage.Output, fin.Usage.Dropped = out.sum()
-	err = ended(state, fin)
-	failed := told(open.Report)
-	if why != nil {
-		return why
-	}
-	if failed != nil {
-		fin.State, fin.ExitCode = task.Failed, startCode(failed)
-		return cannotStart(x.spec.Command[0], failed)
-	}
-	if over := overran(x.limits, did, fin); over != nil {
-		return over
-	}
-	return err
+	return x.follow(w, fin)
 }
 
-// spawn starts the program, unless the run is to end already. What it leaves open
-// tells later whether that came to pass behind walls.
-func (x *live) spawn(ctx context.Context, out *output) (p *os.Process, g *group, open *launch.Opened, err error) {
+// give writes the order and gives the run to a supervisor.
+func (x *live) give(ctx context.Context, o *supervise.Order) (*supervise.Watch, error) {
+	if err := supervise.WriteOrder(x.dir, o); err != nil {
+		return nil, err
+	}
+	return x.launch(ctx)
+}
+
+// order says what is to be started. The control group in it has been made.
+func (x *live) order(fin *task.Finished) (*supervise.Order, error) {
 	c, limits, err := x.walls()
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
-	stdin, err := x.input()
+	group, err := x.r.group(x.id, limits)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
-	defer stdin.Close()
-	if open, err = c.Open(); err != nil {
-		return nil, nil, nil, err
+	return &supervise.Order{
+		Run: x.id, Node: x.r.cfg.Name, Boot: supervise.Boot(),
+		Program: c.Path, Argv: c.Args, Env: c.Env, Dir: c.Dir, Files: c.Files, Stdin: x.spec.Stdin,
+		Walled: isolate.Stronger(x.level, isolate.Process), Group: group, Output: int64(x.outputLimit()),
+		Time: x.limits.Time, TimeUp: timeUp(x.limits.Time).told(),
+		Disk: uint64(x.limits.Disk), DiskUp: diskFull(x.limits.Disk).told(), XFSZ: diskFull(x.limits.Disk).told(),
+		OOM: outOfMemory(x.limits.Memory).told(), PIDs: tooMany(x.limits.PIDs).told(),
+		Network: x.spec.Network, Narrow: x.grant.Network, Fill: []string{x.work(), x.temp()},
+		Grace: x.r.cfg.Grace, Came: int64(fin.Usage.InBytes),
+	}, nil
+}
+
+// group makes the control group of a run, where there can be one.
+func (r *Runner) group(run string, limits cgroup.Limits) (*cgroup.Group, error) {
+	if !r.control.Groups.Can().Kill && limits == (cgroup.Limits{}) {
+		return nil, nil //nolint:nilnil // no group, and no limit that would need one
 	}
-	defer func() {
-		open.CloseFiles()
-		if err != nil {
-			open.Close()
-		}
-	}()
-	attr := &os.ProcAttr{Dir: c.Dir, Files: append([]*os.File{stdin, out.writers[0], out.writers[1]}, open.Files...)}
-	attr.Env = append([]string{}, c.Env...) // nil would be this process's own
+	return r.control.Groups.Make(run, limits)
+}
+
+// launch gives the run to a supervisor, unless it is to end already.
+func (x *live) launch(ctx context.Context) (*supervise.Watch, error) {
+	s, err := x.r.keeper.take()
+	if err != nil {
+		return nil, err
+	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if ctx.Err() != nil {
-		return nil, nil, open, context.Cause(ctx)
+		_ = s.Close()
+		return nil, context.Cause(ctx)
 	}
-	p, g, err = x.r.control.start(x.id, c.Path, c.Args, attr, limits, isolate.Stronger(x.level, isolate.Process))
-	x.group = g
-	return p, g, open, err
-}
-
-// input returns what the program gets as its standard input.
-func (x *live) input() (*os.File, error) {
-	if x.stdin != nil {
-		return x.stdin.read, nil
-	}
-	return os.Open(os.DevNull)
+	w, err := s.Start(x.dir)
+	x.watch = w
+	return w, err
 }
 
 // startDelay is how long the ledger may not know that a program runs. One that
@@ -151,51 +130,198 @@ func (x *live) started(at time.Time) (rest func() []task.Draft) {
 	}
 }
 
-// wait waits until the program has ended and all that it started is gone. The
-// error is why the run was made to end, if it was before the program did.
-func (x *live) wait(ctx context.Context, p *os.Process, g *group, out *output) (state *os.ProcessState, did cgroup.Events, why error) {
-	state = awaitExit(p)
-	why = context.Cause(ctx)
+// attach goes on with a run that has a supervisor already.
+func (x *live) attach() (*supervise.Watch, error) {
+	w, err := supervise.Dial(x.dir)
+	if err != nil {
+		return nil, err
+	}
 	x.mu.Lock()
-	x.group = nil // from here on this goroutine kills
-	if x.killer != nil {
-		x.killer.Stop()
+	defer x.mu.Unlock()
+	if x.closing() {
+		_ = w.Close()
+		return nil, errLeft
 	}
-	x.mu.Unlock()
-	if why == nil && !out.ended(0) {
-		stopped := context.AfterFunc(ctx, out.hurry)
-		out.ended(linger)
-		stopped()
-	}
-	did = g.events()
-	if err := g.sweep(); err != nil {
-		x.r.cfg.Log.Error("cannot kill all that a run has started", "run", x.id, "err", err)
-	}
-	if !out.ended(drain) {
-		out.cut()
-	}
-	if state == nil {
-		state, _ = p.Wait() // there is nothing else to be said of a state that is not there
-	}
-	return state, did, why
+	x.watch = w
+	x.askLocked()
+	return w, nil
 }
 
+// follow journals what happens to the program until it has ended, and fills in
+// how. Without a watch it has ended already.
+func (x *live) follow(w *supervise.Watch, fin *task.Finished) error {
+	out, err := x.openOutput()
+	if err != nil {
+		return err
+	}
+	defer out.close()
+	defer x.letOut()()
+	rest := func() []task.Draft { return nil }
+	begun := func(at time.Time) error {
+		if !isClosed(x.begun) {
+			close(x.begun)
+			if !x.known {
+				rest = x.started(at)
+			}
+		}
+		return out.begin()
+	}
+	err = x.listen(w, out, begun)
+	if err == nil {
+		err = x.concluded(out, begun, fin)
+	}
+	x.early = rest()
+	return err
+}
+
+// listen journals what a supervisor tells, until it has nothing more to say.
+func (x *live) listen(w *supervise.Watch, out *output, begun func(time.Time) error) error {
+	if w == nil {
+		return nil
+	}
+	defer func() {
+		if w != nil {
+			_ = w.Close()
+		}
+	}()
+	for {
+		what, at, err := w.Next()
+		switch {
+		case err != nil && x.closing():
+			return errLeft
+		case errors.Is(err, supervise.ErrNone): // another one has it, or it died early
+			if w, err = x.attach(); errors.Is(err, supervise.ErrNone) {
+				_, err = supervise.Fence(x.dir)
+			}
+			if w == nil {
+				return unlessGone(err)
+			}
+		case errors.Is(err, supervise.ErrVersion): // which is for a person to see to
+			x.r.cfg.Log.Error("cannot follow a run, which goes on", "run", x.id, "err", err)
+			<-x.r.closing
+			return errLeft
+		case err != nil, what == supervise.Exited:
+			return nil
+		case what == supervise.Started:
+			err = begun(at)
+		case what == supervise.Grown:
+			err = out.drain()
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func unlessGone(err error) error {
+	if errors.Is(err, supervise.ErrGone) {
+		return nil
+	}
+	return err
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// closing reports whether the Runner closes.
+func (x *live) closing() bool { return isClosed(x.r.closing) }
+
+// concluded fills in how a run ended of which the supervisor has nothing more to
+// say, or is gone.
+func (x *live) concluded(out *output, begun func(time.Time) error, fin *task.Finished) error {
+	x.mu.Lock()
+	x.watch = nil
+	x.mu.Unlock()
+	e, err := supervise.ReadExit(x.dir)
+	if err != nil {
+		return x.unseen(out, err)
+	}
+	if e.Left != "" {
+		x.r.cfg.Log.Error("cannot kill all that a run has started", "run", x.id, "err", e.Left)
+	}
+	fin.Usage.WallMS, fin.Usage.CPUMS, fin.Usage.MaxRSS = e.WallMS, e.CPUMS, task.Bytes(e.MaxRSS)
+	fin.Usage.Output, fin.Usage.Dropped = task.Bytes(e.Output), task.Bytes(e.Dropped)
+	fin.Usage.GPUMS = e.WallMS * uint64(len(x.grant.Devices))
+	if !e.Started.IsZero() {
+		if err := begun(e.Started); err != nil {
+			return err
+		}
+		if err := out.drain(); err != nil {
+			return err
+		}
+	}
+	return ended(e, x.spec.Command[0], fin)
+}
+
+// unseen is the end of a run that has lost its supervisor: nobody knows how the
+// program ended, and nothing of it may go on.
+func (x *live) unseen(out *output, err error) error {
+	if !errors.Is(err, os.ErrNotExist) {
+		x.r.cfg.Log.Error("cannot read how a run ended", "run", x.id, "err", err)
+	}
+	if err := x.r.control.KillLeft([]string{x.id}); err != nil {
+		x.r.cfg.Log.Error("cannot kill all that a run has started", "run", x.id, "err", err)
+	}
+	if err := out.drain(); err != nil {
+		return err
+	}
+	if x.rebooted {
+		return &end{state: task.Failed, reason: rebooted}
+	}
+	return &end{state: task.Failed, reason: killed}
+}
+
+// Reasons of runs of which nobody saw the end.
+const (
+	killed   = "its supervisor was killed: how it would have ended nobody knows"
+	rebooted = "the machine was started again while the run was going"
+)
+
 // ended fills in how the program ended. A signal is an error.
-func ended(state *os.ProcessState, fin *task.Finished) error {
-	if state == nil {
-		return errors.New("nobody saw how it ended")
+func ended(e *supervise.Exit, program string, fin *task.Finished) error {
+	var why error
+	switch {
+	case e.Error != "":
+		err := error(errors.New(e.Error))
+		if e.Errno != 0 {
+			err = syscall.Errno(e.Errno)
+		}
+		fin.ExitCode = startCode(err)
+		why = cannotStart(program, err)
+	case e.Signal != 0:
+		fin.ExitCode = exitSignalBase + e.Signal
+		why = fmt.Errorf("signal: %v", syscall.Signal(e.Signal))
+	default:
+		fin.ExitCode = e.Code
+		if e.Code == 0 {
+			fin.State = task.Succeeded
+		}
 	}
-	fin.Usage.CPUMS = uint64((state.UserTime() + state.SystemTime()).Milliseconds())
-	fin.Usage.MaxRSS = maxRSS(state)
-	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
-		fin.ExitCode = exitSignalBase + int(status.Signal())
-		return fmt.Errorf("signal: %v", status.Signal())
+	if e.End != nil {
+		return &end{state: task.State(e.End.State), reason: e.End.Reason, code: e.End.Code, cause: e.End.Cause}
 	}
-	fin.ExitCode = state.ExitCode()
-	if fin.ExitCode == 0 {
-		fin.State = task.Succeeded
+	if e.Error != "" {
+		return why
 	}
-	return nil
+	if err := told(e.Said); err != nil {
+		fin.State, fin.ExitCode = task.Failed, startCode(err)
+		return cannotStart(program, err)
+	}
+	return why
+}
+
+// outputLimit returns how much of the output is kept.
+func (x *live) outputLimit() task.Bytes {
+	if x.limits.Output > 0 {
+		return x.limits.Output
+	}
+	return task.DefaultOutput
 }
 
 // environ returns the program's environment. It has little of this process's

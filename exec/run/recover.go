@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/balanceai/balance/exec/journal"
+	"github.com/balanceai/balance/exec/supervise"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/identity"
 	"github.com/balanceai/balance/mesh/wire"
@@ -19,6 +21,8 @@ type past struct {
 	own       []*wire.Entry // this machine's
 	refused   map[int][]task.Reason
 	accepted  *task.Accepted
+	started   bool           // it has that the program was
+	promised  time.Time      // when it was accepted
 	finished  *task.Finished // of the accepted attempt
 }
 
@@ -58,7 +62,7 @@ func (p *past) add(e *wire.Entry) error {
 		}
 		p.refused[f.Attempt] = f.Reasons
 	case task.KindAccepted:
-		p.accepted = &task.Accepted{}
+		p.accepted, p.promised = &task.Accepted{}, e.Time()
 		if err := wire.Unmarshal(e.Payload, p.accepted); err != nil {
 			return err
 		}
@@ -68,6 +72,7 @@ func (p *past) add(e *wire.Entry) error {
 			return err
 		}
 	case task.KindStarted:
+		p.started = true
 	default:
 		return nil // this machine is the submitter too
 	}
@@ -75,46 +80,41 @@ func (p *past) add(e *wire.Entry) error {
 	return nil
 }
 
-// recover ends the runs of an earlier life.
+// recover goes on with the runs of an earlier life.
 func (r *Runner) recover(ctx context.Context) error {
 	folders, err := os.ReadDir(r.cfg.Dir)
 	if err != nil {
 		return err
 	}
-	var open []string
 	for _, f := range folders {
 		if !task.ValidID(f.Name()) {
 			continue
 		}
-		if over, err := journal.Ended(r.journalPath(f.Name())); err != nil || !over {
-			open = append(open, f.Name())
+		if over, err := journal.Ended(r.journalPath(f.Name())); err == nil && over {
+			continue
 		}
-	}
-	if len(open) == 0 {
-		return nil
-	}
-	if err := r.control.killLeft(open); err != nil {
-		r.cfg.Log.Error("cannot kill what earlier runs have left", "err", err)
-	}
-	for _, run := range open {
-		_, err := r.revive(ctx, run)
+		_, err := r.revive(ctx, f.Name())
 		if errors.Is(err, task.ErrNoRun) { // never promised
-			err = os.RemoveAll(r.folder(run))
+			err = os.RemoveAll(r.folder(f.Name()))
 		}
-		if err != nil { // the others still get their end
-			r.cfg.Log.Error("cannot end a run of an earlier life", "run", run, "err", err)
+		if err != nil { // the others still go on
+			r.cfg.Log.Error("cannot go on with a run of an earlier life", "run", f.Name(), "err", err)
 		}
 	}
 	return nil
 }
 
 // gap is left in the numbers of events before the end that is written for an
-// earlier life, so that it counts as new for whoever saw events that a power
-// cut has taken from the journal.
+// earlier life of the machine, so that it counts as new for whoever saw events
+// that a power cut has taken from the journal.
 const gap = 1 << 32
 
-// revive returns the journal of a run that does not go on any more, and writes
-// the end of it as far as an earlier life has not.
+// patience is how long after its promise a run may be started that no
+// supervisor has. Its submitter is still waiting for that.
+const patience = 30 * time.Second
+
+// revive returns the journal of a run that this life does not know yet, and goes
+// on with the run where an earlier life has left it.
 func (r *Runner) revive(ctx context.Context, run string) (*journal.Journal, error) {
 	p, err := r.past(ctx, run)
 	if err != nil {
@@ -132,40 +132,151 @@ func (r *Runner) revive(ctx context.Context, run string) (*journal.Journal, erro
 		r.mu.Unlock()
 		return r.journal(ctx, run)
 	}
-	x, _ := newLive(r, run)
+	x, life := newLive(r, run)
 	x.attempt, x.from, x.spec = p.accepted.Attempt, p.submitter, p.spec
+	x.grant = Grant{Devices: p.accepted.Devices, Policy: p.accepted.Policy}
+	x.loadGrant()
 	r.runs[run] = x
 	r.wg.Add(1)
 	r.mu.Unlock()
-	x.err = x.reopen()
-	close(x.ready)
+	whole, err := x.reopen()
+	x.err = err
 	if x.err != nil || x.journal.Finished() {
+		close(x.ready)
 		r.drop(x)
 		r.wg.Done()
 		return x.journal, x.err
 	}
-	x.journal.Skip(gap)
 	x.tell(p.own...)
+	x.known = p.started
+	then := x.next(&p, whole)
+	if then != conclude {
+		x.hold(p.promised)
+	}
+	close(x.ready)
 	go func() {
 		defer r.wg.Done()
-		x.conclude(p.finished)
+		x.goOn(life, then, &p)
 	}()
 	return x.journal, nil
 }
 
-// reopen opens the journal of a run, whose folder a power cut may have taken.
-func (x *live) reopen() error {
-	if err := os.MkdirAll(x.work(), 0o700); err != nil {
-		return err
-	}
-	var err error
-	x.journal, err = journal.Open(x.r.journalPath(x.id))
-	return err
+// hold takes what the run has of the machine.
+func (x *live) hold(since time.Time) {
+	x.r.mu.Lock()
+	defer x.r.mu.Unlock()
+	x.use = Use{Run: x.id, From: x.from, Needs: x.spec.Needs.Held(), Devices: x.grant.Devices, Since: since}
 }
 
-// conclude ends a run of an earlier life. fin is its end in the ledger, if that
-// was written.
+// reopen opens the journal of a run, whose folder a power cut may have taken. It
+// reports whether all was there.
+func (x *live) reopen() (whole bool, err error) {
+	_, err = os.Stat(x.r.journalPath(x.id))
+	whole = err == nil
+	if err := os.MkdirAll(x.work(), 0o700); err != nil {
+		return false, err
+	}
+	x.journal, err = journal.Open(x.r.journalPath(x.id))
+	return whole, err
+}
+
+// step is how to go on with a run of an earlier life.
+type step int
+
+const (
+	conclude step = iota // write its end
+	adopt                // a supervisor has it, or had it
+	begin                // nobody has it, and it is not too late
+)
+
+// next finds out how to go on.
+func (x *live) next(p *past, whole bool) step {
+	if p.finished != nil || !whole {
+		return conclude
+	}
+	if _, err := x.remembered(); err == nil {
+		return conclude
+	}
+	if age := x.r.cfg.Now().Sub(p.promised); age >= 0 && age < patience && !x.claimed() {
+		return begin
+	}
+	if mine, err := supervise.Fence(x.dir); err == nil && mine {
+		return conclude // from here on it cannot be started
+	}
+	return adopt
+}
+
+// claimed reports whether a supervisor has the run, or had it.
+func (x *live) claimed() bool {
+	w, err := supervise.Dial(x.dir)
+	if err == nil {
+		_ = w.Close()
+	}
+	return !errors.Is(err, supervise.ErrNone)
+}
+
+// goOn takes a run of an earlier life to its end.
+func (x *live) goOn(life context.Context, then step, p *past) {
+	switch then {
+	case begin:
+		x.again()
+		x.run(life)
+		x.r.keeper.fill()
+	case adopt:
+		fin := task.Finished{Attempt: x.attempt, State: task.Failed, ExitCode: unseen}
+		x.close(fin, x.adopt(&fin))
+	default:
+		x.conclude(p.finished)
+		close(x.over)
+	}
+}
+
+// again empties the folder of a run that was not started, for its inputs. Once
+// there is an order they are there, and a supervisor may be about to start.
+func (x *live) again() {
+	if _, err := supervise.ReadOrder(x.dir); err == nil {
+		return
+	}
+	for _, dir := range []string{x.work(), x.temp()} {
+		err := os.RemoveAll(dir)
+		if err == nil {
+			err = os.Mkdir(dir, 0o700)
+		}
+		if err != nil {
+			x.r.cfg.Log.Error("cannot empty the folder of a run", "run", x.id, "err", err)
+		}
+	}
+}
+
+// adopt follows a run that has a supervisor, or had one.
+func (x *live) adopt(fin *task.Finished) error {
+	o, err := supervise.ReadOrder(x.dir)
+	if errors.Is(err, os.ErrNotExist) { // an earlier life has fenced it off
+		return &end{state: task.Failed, reason: nodeStopped}
+	}
+	if err != nil {
+		return err
+	}
+	fin.Usage.InBytes = task.Bytes(o.Came)
+	if o.Boot != supervise.Boot() {
+		x.journal.Skip(gap)
+		x.rebooted = true
+		return x.follow(nil, fin)
+	}
+	w, err := x.attach()
+	switch {
+	case err == nil:
+		x.r.cfg.Log.Info("goes on with a run of an earlier life", "run", x.id)
+	case !errors.Is(err, supervise.ErrGone):
+		return err
+	}
+	return x.follow(w, fin)
+}
+
+// conclude ends a run of an earlier life that cannot go on. fin is its end in
+// the ledger, if that was written.
 func (x *live) conclude(fin *task.Finished) {
+	x.journal.Skip(gap)
 	if fin != nil {
 		x.announce(*fin)
 		x.r.drop(x)

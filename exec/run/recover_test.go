@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/balanceai/balance/exec/supervise"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/wire"
 )
@@ -95,11 +96,8 @@ func TestNodeDiesAnytime(t *testing.T) {
 		n.live("open", time.Duration(rand.IntN(40))*time.Millisecond)
 		l := n.next()
 		r := l.run(o)
-		if f := r.account; f.ExitCode != 3 && (f.ExitCode != -1 || f.Reason != nodeStopped) {
-			t.Errorf("%s, exit code %d: %q", f.State, f.ExitCode, f.Reason)
-		}
-		if r.account.ExitCode == 3 && r.stdout.String() != "out\n" {
-			t.Errorf("stdout %q", r.stdout.String())
+		if f := r.account; f.ExitCode != 3 || r.stdout.String() != "out\n" {
+			t.Errorf("%s, exit code %d: %q, stdout %q", f.State, f.ExitCode, f.Reason, r.stdout.String())
 		}
 		kinds := l.ledger.kinds(o.Run, nodeKey)
 		for _, k := range []string{task.KindAccepted, task.KindFinished} {
@@ -107,7 +105,7 @@ func TestNodeDiesAnytime(t *testing.T) {
 				t.Errorf("the ledger has %v", kinds)
 			}
 		}
-		if b, _ := os.ReadFile(starts); len(b) > 2 {
+		if b, _ := os.ReadFile(starts); len(b) != 2 {
 			t.Errorf("started %d times", len(b)/2)
 		}
 		_ = l.Close()
@@ -130,7 +128,7 @@ func TestUnfinished(t *testing.T) {
 	}
 	folder := func(l *lab, o task.Order) *live {
 		x, _ := newLive(l.Runner, o.Run)
-		x.attempt, x.from, x.spec = 1, o.From, s
+		x.attempt, x.from, x.spec, x.level = 1, o.From, s, level(&s, Grant{})
 		if err := x.prepare(); err != nil {
 			t.Fatal(err)
 		}
@@ -139,28 +137,66 @@ func TestUnfinished(t *testing.T) {
 		}
 		return x
 	}
+	// ordered has the folder as a supervisor finds it.
+	ordered := func(l *lab, o task.Order) *live {
+		x := folder(l, o)
+		accepted(l, o)
+		order, err := x.order(&task.Finished{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := supervise.WriteOrder(x.dir, order); err != nil {
+			t.Fatal(err)
+		}
+		return x
+	}
+	fence := func(x *live) {
+		if mine, err := supervise.Fence(x.dir); err != nil || !mine {
+			t.Fatal(mine, err)
+		}
+	}
 	exit := task.Finished{Attempt: 1, State: task.Failed, ExitCode: 9}
 	for name, test := range map[string]struct {
 		prepare func(l *lab, o task.Order)
 		code    int
 		outputs bool
 	}{
-		"promised":               {func(l *lab, o task.Order) { _ = folder(l, o).journal.Close(); accepted(l, o) }, -1, true},
+		"promised":               {func(l *lab, o task.Order) { _ = folder(l, o).journal.Close(); accepted(l, o) }, 9, false},
 		"promised, folder lost":  {func(l *lab, o task.Order) { accepted(l, o) }, -1, false},
 		"promised, journal lost": {func(l *lab, o task.Order) { accepted(l, o); os.Remove(l.journalPath(folder(l, o).id)) }, -1, true},
-		"started": {func(l *lab, o task.Order) {
+		"promised long ago": {func(l *lab, o task.Order) {
+			_ = folder(l, o).journal.Close()
+			accepted(l, o)
+			l.cfg.Now = func() time.Time { return time.Now().Add(time.Hour) }
+		}, -1, true},
+		"ordered": {func(l *lab, o task.Order) { _ = ordered(l, o).journal.Close() }, 9, true},
+		"fenced off": {func(l *lab, o task.Order) {
 			x := folder(l, o)
-			x.tell(accepted(l, o)...)
+			_ = x.journal.Close()
+			accepted(l, o)
+			fence(x)
+		}, -1, true},
+		"supervisor gone": {func(l *lab, o task.Order) {
+			x := ordered(l, o)
+			_ = x.journal.Close()
+			fence(x)
+		}, -1, true},
+		"started": {func(l *lab, o task.Order) {
+			x := ordered(l, o)
+			x.tell(l.ledger.topics[o.Run][2])
 			x.started(time.Now())
 			eventually(t, "the start in the ledger", func() bool { return slices.Contains(l.ledger.kinds(o.Run, nodeKey), task.KindStarted) })
 			_ = x.journal.Close()
+			fence(x)
 		}, -1, true},
-		"started, and the ledger does not know": {func(l *lab, o task.Order) {
-			x := folder(l, o)
-			x.tell(accepted(l, o)...)
-			x.event(&task.Event{Type: task.EventStarted, State: task.Running})
+		"exit known": {func(l *lab, o task.Order) {
+			x := ordered(l, o)
 			_ = x.journal.Close()
-		}, -1, true},
+			fence(x)
+			if err := os.WriteFile(filepath.Join(x.dir, "exit.json"), []byte(`{"Started":"2026-01-02T03:04:05Z","Code":9}`), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, 9, true},
 		"end known": {func(l *lab, o task.Order) {
 			x := folder(l, o)
 			accepted(l, o)
@@ -168,8 +204,8 @@ func TestUnfinished(t *testing.T) {
 			_ = x.journal.Close()
 		}, 9, true},
 		"end known badly": {func(l *lab, o task.Order) {
-			x := folder(l, o)
-			accepted(l, o)
+			x := ordered(l, o)
+			fence(x)
 			if err := os.WriteFile(x.exitPath(), []byte("\xa1"), 0o600); err != nil {
 				t.Fatal(err)
 			}

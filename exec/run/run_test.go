@@ -339,19 +339,52 @@ func TestSettle(t *testing.T) {
 	}
 }
 
+// The node stops, and the run goes on: a follower resumes where it was, and sees
+// every byte once.
 func TestClose(t *testing.T) {
 	l := newLab(t)
-	o := order(spec("sh", "-c", "trap '' TERM; echo ready; sleep 60"))
+	o := order(stdinSpec("sh", "-c", "i=0; while [ $i -lt 300 ]; do echo $i; i=$((i+1)); sleep 0.01; done; cat; exit 7"))
 	w := l.start(o)
-	w.untilOutput("ready")
-	if err := l.Close(); err != nil {
+	w.untilOutput("20\n")
+	if err := l.Stdin(t.Context(), o.Run, 0, io.MultiReader(strings.NewReader("some "), &failing{io.ErrUnexpectedEOF})); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Fatal(err)
 	}
-	if f := w.end().account; f.State != task.Failed || f.ExitCode != 137 || f.Reason != nodeStopped {
-		t.Errorf("%s, exit code %d: %q", f.State, f.ExitCode, f.Reason)
+	for range 3 {
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		<-w.done
+		if err := l.Start(t.Context(), order(spec("true")), nothing); !errors.Is(err, task.ErrBroken) {
+			t.Errorf("start: %v", err)
+		}
+		l.open()
+		seen := w.r.events[len(w.r.events)-1].Seq
+		w.done = make(chan struct{})
+		go func() {
+			defer close(w.done)
+			w.err = l.Follow(context.Background(), o.Run, seen, func(e *task.Event) error {
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				return w.r.add(e)
+			})
+		}()
+		n := w.r.stdout.Len()
+		w.until("more output", func(r *result) bool { return r.stdout.Len() > n+100 })
 	}
-	if err := l.Start(t.Context(), order(spec("true")), nothing); !errors.Is(err, task.ErrBroken) {
-		t.Errorf("start: %v", err)
+	if err := l.Stdin(t.Context(), o.Run, 5, strings.NewReader("input\n")); err != nil {
+		t.Fatal(err)
+	}
+	var want strings.Builder
+	for i := range 300 {
+		fmt.Fprintln(&want, i)
+	}
+	want.WriteString("some input\n")
+	r := w.end()
+	if r.account.ExitCode != 7 || r.stdout.String() != want.String() {
+		t.Errorf("%+v; %d bytes of %d", r.account, r.stdout.Len(), want.Len())
+	}
+	if u := r.account.Usage; u.Output != task.Bytes(want.Len()) || u.Dropped != 0 {
+		t.Errorf("usage %+v", u)
 	}
 }
 

@@ -14,9 +14,9 @@
 // program writes does not wait for the ledger.
 //
 // A run is a program of this machine, started as the user who runs Balance,
-// in a folder of its own. When it ends, however it ends, every process that it
-// started is killed. For now it ends when the Runner does, and the account says
-// so; if the Runner dies without a chance to write that, the next one does.
+// in a folder of its own, by a supervisor (see package supervise). When it ends,
+// however it ends, every process that it started is killed. It does not end when
+// the Runner does: the next one goes on following it, and misses nothing.
 package run
 
 import (
@@ -35,6 +35,7 @@ import (
 	"github.com/balanceai/balance/exec/isolate"
 	"github.com/balanceai/balance/exec/journal"
 	"github.com/balanceai/balance/exec/spare"
+	"github.com/balanceai/balance/exec/supervise"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/identity"
 	"github.com/balanceai/balance/mesh/wire"
@@ -114,8 +115,9 @@ type Use struct {
 // Runner runs. It is safe for concurrent use.
 type Runner struct {
 	cfg     Config
-	control control // of processes, as this system has it
+	control supervise.Control // of processes, as this system has it
 	spares  *spare.Pool
+	keeper  keeper
 
 	closing chan struct{}  // closed by Close
 	wg      sync.WaitGroup // of the goroutines of runs
@@ -125,9 +127,9 @@ type Runner struct {
 	runs   map[string]*live // that have not ended, and those about to be accepted
 }
 
-// Open starts a Runner on a folder. Runs that an earlier Runner has left
-// without an end get one: their processes are killed, and their account says
-// how they ended, or that nobody saw it.
+// Open starts a Runner on a folder. It goes on with the runs of an earlier one:
+// it follows those that have a supervisor, starts those that were promised a
+// moment ago and never given to one, and gives the others an end.
 func Open(ctx context.Context, cfg Config) (*Runner, error) {
 	cfg.Grace = cmp.Or(cfg.Grace, 10*time.Second)
 	if cfg.Now == nil {
@@ -148,21 +150,22 @@ func Open(ctx context.Context, cfg Config) (*Runner, error) {
 	}
 	cfg.Dir = dir
 	r := &Runner{cfg: cfg, closing: make(chan struct{}), runs: map[string]*live{}}
-	r.control = newControl(Groups(cfg.Self), cfg.Name)
+	r.control = supervise.NewControl(Groups(cfg.Self), cfg.Name)
 	if err = r.recover(ctx); err == nil {
 		r.spares, err = spare.New(dir, makeFolder)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open runs: %w", err)
 	}
+	r.keeper.fill()
 	return r, nil
 }
 
 // errStopping answers orders that come while the Runner closes.
 var errStopping = fmt.Errorf("%w: the node is stopping", task.ErrBroken)
 
-// Close ends every run as failed, because the node stops, and returns when that
-// is written, after the grace time at the latest.
+// Close stops following the runs, which go on: the next Runner on the folder
+// finds them. Those that have not been started yet, it starts.
 func (r *Runner) Close() error {
 	r.mu.Lock()
 	if !r.closed {
@@ -170,15 +173,20 @@ func (r *Runner) Close() error {
 		close(r.closing)
 	}
 	for _, x := range r.runs {
-		x.stop(&end{state: task.Failed, reason: nodeStopped}, false)
+		x.detach()
 	}
+	going := len(r.runs)
 	r.mu.Unlock()
 	r.wg.Wait()
+	r.keeper.close()
+	if going > 0 {
+		r.cfg.Log.Info("runs go on without the node, which finds them when it starts again", "runs", going)
+	}
 	return nil
 }
 
-// nodeStopped is the reason of runs that end because their Runner did.
-const nodeStopped = "the node stopped while the run was going"
+// nodeStopped is the reason of runs that their node did not come to start.
+const nodeStopped = "the node stopped before it could start the run"
 
 // Follow yields the events of a run that come after number after, until it has
 // ended. It gives [task.ErrNoRun] when this machine has never accepted the run.
@@ -187,7 +195,15 @@ func (r *Runner) Follow(ctx context.Context, run string, after uint64, yield fun
 	if err != nil {
 		return err
 	}
-	return j.Read(ctx, after, true, yield)
+	return read(ctx, j, after, yield)
+}
+
+// read yields what is in a journal but for what only this machine needs.
+func read(ctx context.Context, j *journal.Journal, after uint64, yield func(*task.Event) error) error {
+	return j.Read(ctx, after, true, func(e *task.Event) error {
+		e.Place = 0
+		return yield(e)
+	})
 }
 
 // journal returns the journal of a run that has been accepted.

@@ -2,14 +2,12 @@ package run
 
 import (
 	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
-	"net"
 	"os"
-	"sync"
 	"syscall"
 	"time"
 
@@ -18,6 +16,7 @@ import (
 	"github.com/balanceai/balance/exec/isolate"
 	"github.com/balanceai/balance/exec/isolate/inside"
 	"github.com/balanceai/balance/exec/isolate/launch"
+	"github.com/balanceai/balance/exec/supervise"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/identity"
 )
@@ -33,6 +32,30 @@ func level(spec *task.Spec, grant Grant) string {
 		return spec.Isolation
 	}
 	return cmp.Or(grant.Isolation, isolate.Process)
+}
+
+// saveGrant notes what the run was granted, so that a later life which comes to
+// start it does so behind the same walls.
+func (x *live) saveGrant() error {
+	b, err := json.Marshal(x.grant)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(x.grantPath(), b, 0o600)
+}
+
+// loadGrant reads what an earlier life has granted. Without that the run has no
+// level, which is none that can be started.
+func (x *live) loadGrant() {
+	b, err := os.ReadFile(x.grantPath())
+	if err == nil {
+		err = json.Unmarshal(b, &x.grant)
+	}
+	if err != nil {
+		x.r.cfg.Log.Warn("cannot read what a run was granted", "run", x.id, "err", err)
+		return
+	}
+	x.level, x.limits = level(&x.spec, x.grant), bounds(&x.spec, x.grant)
 }
 
 // bounds are the limits of a run: the tighter of what it says itself and what
@@ -73,7 +96,7 @@ func split(l task.Limits, can cgroup.Can) (cgroup.Limits, inside.Limits) {
 
 // walls returns how the run's program is started, and within which limits.
 func (x *live) walls() (launch.Command, cgroup.Limits, error) {
-	group, own := split(x.limits, x.r.control.can())
+	group, own := split(x.limits, x.r.control.Groups.Can())
 	env := x.environ()
 	proxy := x.level == isolate.Sandbox && len(x.spec.Network) > 0
 	if proxy {
@@ -91,15 +114,15 @@ func (x *live) walls() (launch.Command, cgroup.Limits, error) {
 }
 
 // wayOut returns the proxy of a run, and refuses hosts that are none.
-func wayOut(spec *task.Spec, grant Grant, log *slog.Logger) (*egress.Proxy, error) {
+func wayOut(network, most []string, log *slog.Logger) (*egress.Proxy, error) {
 	p := &egress.Proxy{Log: log}
 	var err error
-	if p.Allow, err = egress.ParseAllow(spec.Network); err != nil {
+	if p.Allow, err = egress.ParseAllow(network); err != nil {
 		return nil, err
 	}
-	if grant.Network != nil {
+	if most != nil {
 		p.Narrow = egress.Allow{}
-		narrow, err := egress.ParseAllow(grant.Network)
+		narrow, err := egress.ParseAllow(most)
 		if err != nil {
 			return nil, fmt.Errorf("the owner's rules: %w", err)
 		}
@@ -108,56 +131,42 @@ func wayOut(spec *task.Spec, grant Grant, log *slog.Logger) (*egress.Proxy, erro
 	return p, nil
 }
 
-// letOut serves the run's way out, until stop is called.
-func (x *live) letOut(door *os.File) (stop func()) {
-	if door == nil {
+// letOut serves the run's way out while the run is followed, until stop is
+// called. The supervisor leads to it, and the order says where it may lead, also
+// in a later life.
+func (x *live) letOut() (stop func()) {
+	o, err := supervise.ReadOrder(x.dir)
+	if err != nil || !o.Walled || len(o.Network) == 0 {
+		return func() {}
+	}
+	p, err := wayOut(o.Network, o.Narrow, x.r.cfg.Log)
+	if err != nil {
+		return func() {} // it was refused before
+	}
+	ln, err := supervise.ListenNet(x.dir)
+	if err != nil {
+		x.r.cfg.Log.Warn("a run has no way out", "run", x.id, "err", err)
 		return func() {}
 	}
 	done := make(chan struct{})
-	var mu sync.Mutex
-	var ln net.Listener
-	over := false
 	go func() {
 		defer close(done)
-		p, err := wayOut(&x.spec, x.grant, x.r.cfg.Log)
-		if err != nil {
-			return // it was refused before
-		}
-		got, err := launch.Listener(door)
-		if err != nil {
-			return // the program has not started, which its report tells
-		}
-		mu.Lock()
-		if ln = got; over {
-			ln.Close()
-		}
-		mu.Unlock()
-		if err := p.Serve(got); err != nil {
+		if err := p.Serve(ln); err != nil {
 			x.r.cfg.Log.Warn("the way out of a run is shut", "run", x.id, "err", err)
 		}
 	}()
 	return func() {
-		mu.Lock()
-		over = true
-		if ln != nil {
-			ln.Close()
-		}
-		mu.Unlock()
+		ln.Close()
 		<-done
 	}
 }
 
-// told reads what became of the start of a program that says so itself, once it
-// has ended. Its end is that of the walls where they could not be built.
-func told(report *os.File) error {
-	if report == nil {
+// told reads what a program has said of its start that says so itself.
+func told(said string) error {
+	if said == "" {
 		return nil
 	}
-	said, err := io.ReadAll(io.LimitReader(report, 4<<10))
-	if err != nil {
-		return err
-	}
-	return launch.Report(string(said))
+	return launch.Report(said)
 }
 
 // Exit codes of runs that their limits have ended, as the signal that the kernel
@@ -167,26 +176,29 @@ const (
 	exitDisk   = exitSignalBase + int(syscall.SIGXFSZ)
 )
 
-// overran tells whether a run has failed for its limits. What the kernel did to
-// the group explains only a failure: a program may well survive the end of one
-// process, or go on with fewer.
-func overran(l task.Limits, did cgroup.Events, fin *task.Finished) *end {
-	switch {
-	case fin.ExitCode == 0:
-		return nil
-	case did.OOM > 0:
-		return &end{state: task.Failed, cause: task.CauseMemory, code: exitMemory, reason: fmt.Sprintf("out of memory: its limit is %v", l.Memory)}
-	case l.Disk > 0 && fin.ExitCode == exitDisk: // one file alone
-		return diskFull(l.Disk)
-	case did.PIDs > 0:
-		return &end{state: task.Failed, cause: task.CausePIDs, reason: fmt.Sprintf("its limit of %d processes and threads was reached", l.PIDs)}
-	}
-	return nil
+// outOfMemory is why a run ends that wants more than it may have.
+func outOfMemory(limit task.Bytes) *end {
+	return &end{state: task.Failed, cause: task.CauseMemory, code: exitMemory, reason: fmt.Sprintf("out of memory: its limit is %v", limit)}
+}
+
+// tooMany is why a run has failed that could not start all that it wanted.
+func tooMany(limit int) *end {
+	return &end{state: task.Failed, cause: task.CausePIDs, reason: fmt.Sprintf("its limit of %d processes and threads was reached", limit)}
+}
+
+// told is the end as a supervisor has it.
+func (e *end) told() supervise.End {
+	return supervise.End{State: string(e.state), Reason: e.reason, Code: e.code, Cause: e.cause}
 }
 
 // timeUp is why a run ends that takes too long.
 func timeUp(limit time.Duration) *end {
 	return &end{state: task.Failed, cause: task.CauseTime, code: exitTimeLimit, reason: "time limit " + task.FormatDuration(limit) + " reached"}
+}
+
+// diskFull is why a run ends that writes too much.
+func diskFull(limit task.Bytes) *end {
+	return &end{state: task.Failed, cause: task.CauseDisk, code: exitDisk, reason: fmt.Sprintf("its limit of %v on the disk was reached", limit)}
 }
 
 // cannotStart is the error of a program that was not started.

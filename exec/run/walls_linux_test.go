@@ -127,7 +127,7 @@ func TestLimits(t *testing.T) {
 	for name, open := range map[string]func(testing.TB) *lab{"process": newLab, "sandbox": newSandboxLab} {
 		t.Run(name, func(t *testing.T) {
 			l := open(t)
-			can := l.control.can()
+			can := l.control.Groups.Can()
 			need(t, can.Memory && can.PIDs && can.CPU, "control groups with limits")
 			testLimits(t, l, name == "sandbox")
 		})
@@ -167,9 +167,7 @@ func testLimits(t *testing.T, l *lab, walled bool) {
 					t.Errorf("%d bytes are on the disk", size)
 				}
 			}
-			if left := l.control.groups.Left(); len(left) != 0 {
-				t.Errorf("groups left over: %v", left)
-			}
+			noGroups(t, l)
 		})
 	}
 }
@@ -182,7 +180,7 @@ func TestHostUnharmed(t *testing.T) {
 		t.Skip("bombs: set BALANCE_LAB=1")
 	}
 	l := newSandboxLab(t)
-	can := l.control.can()
+	can := l.control.Groups.Can()
 	need(t, can.Memory && can.PIDs, "control groups with limits")
 	stop := make(chan struct{})
 	forks := make(chan error, 1)
@@ -211,10 +209,8 @@ func TestHostUnharmed(t *testing.T) {
 			if f := l.run(o).account; f.Cause != cause {
 				t.Errorf("%s: %+v", cause, f)
 			}
-			for _, pid := range allPids() {
-				if runOf(pid, l.cfg.Name) == o.Run {
-					t.Errorf("%s: process %d survives", cause, pid)
-				}
+			if left := programsOf(o.Run); len(left) > 0 {
+				t.Errorf("%s: processes %v survive", cause, left)
 			}
 		}
 	}
@@ -228,30 +224,22 @@ func TestHostUnharmed(t *testing.T) {
 // T48 and R18).
 func TestSandboxNoSurvivors(t *testing.T) {
 	l := newSandboxLab(t)
-	for name, groups := range map[string]*cgroup.Base{"groups": l.control.groups, "without groups": {}} {
+	for name, groups := range map[string]*cgroup.Base{"groups": l.control.Groups, "without groups": {}} {
 		for _, force := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, force %v", name, force), func(t *testing.T) {
-				l.control.groups = groups
+				l.control.Groups = groups
 				o := order(boxed("stubborn", "pids"))
 				w := l.start(o)
 				w.untilOutput("ready")
-				mine := func() (n int) {
-					for _, pid := range allPids() {
-						if runOf(pid, l.cfg.Name) == o.Run {
-							n++
-						}
-					}
-					return n
-				}
-				eventually(t, "its children", func() bool { return mine() >= 4 })
+				eventually(t, "its children", func() bool { return len(programsOf(o.Run)) >= 4 })
 				if err := l.Cancel(t.Context(), o.Run, force); err != nil {
 					t.Fatal(err)
 				}
 				if f := w.end().account; f.State != task.Cancelled || f.ExitCode != 137 {
 					t.Errorf("%+v", f)
 				}
-				if n := mine(); n != 0 {
-					t.Errorf("%d survive", n)
+				if left := programsOf(o.Run); len(left) > 0 {
+					t.Errorf("%v survive", left)
 				}
 			})
 		}
@@ -302,4 +290,15 @@ func TestWayOut(t *testing.T) {
 	if err := l.Start(t.Context(), order(in), func(*task.Event) error { return nil }); err == nil || !strings.Contains(err.Error(), "grants no network") {
 		t.Errorf("%v", err)
 	}
+}
+
+// programsOf returns the processes that have the environment of a run.
+func programsOf(run string) (pids []string) {
+	files, _ := filepath.Glob("/proc/[0-9]*/environ") // the pattern is valid
+	for _, file := range files {
+		if b, err := os.ReadFile(file); err == nil && strings.Contains("\x00"+string(b), "\x00BALANCE_RUN="+run+"\x00") {
+			pids = append(pids, filepath.Base(filepath.Dir(file)))
+		}
+	}
+	return pids
 }

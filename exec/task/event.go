@@ -48,6 +48,10 @@ type Event struct {
 	// event, encoded, and the number that the executor gave to it.
 	Entries [][]byte `json:"entries,omitempty"`
 	Source  uint64   `json:"source,omitempty"`
+
+	// In the executor's journal alone: how much of the program's log is in the
+	// journal, see exec/run.
+	Place int64 `json:"place,omitempty"`
 }
 
 // SetOutput stores what a program wrote.

@@ -1,14 +1,13 @@
-package run
+package supervise
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"path/filepath"
 	"syscall"
 	"time"
 
-	"github.com/balanceai/balance/exec/task"
+	"golang.org/x/sys/unix"
 )
 
 // The disk has no limit for a folder that works on every file system and for
@@ -19,34 +18,34 @@ const (
 	diskPeriod = 100 * time.Millisecond // between looks at the disk
 	diskPart   = 8                      // of the limit, which can pass unseen at most on an otherwise quiet disk
 	diskAtMost = 2 * time.Second        // between counts
-	perFile    = task.KiB               // what a file takes besides its content
+	perFile    = 1024                   // what a file takes besides its content
 )
 
 // watchDisk ends the run when its folders hold more than the limit. The caller
 // calls stop when it has ended, which waits for a count that is under way.
-func (x *live) watchDisk(limit task.Bytes) (stop func()) {
+func (s *server) watchDisk(o *Order) (stop func()) {
 	done, over := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(over)
 		tick := time.NewTicker(diskPeriod)
 		defer tick.Stop()
 		var counted time.Time
-		var free task.Bytes
+		var free uint64
 		for {
 			select {
 			case <-done:
 				return
 			case <-tick.C:
 			}
-			now, err := freeDisk(x.dir)
-			if err == nil && now+limit/diskPart >= free && time.Since(counted) < diskAtMost {
+			now, err := freeDisk(".")
+			if err == nil && now+o.Disk/diskPart >= free && time.Since(counted) < diskAtMost {
 				continue
 			}
 			counted, free = time.Now(), now
-			if holds(limit, x.work(), x.temp()) {
+			if holds(o.Disk, o.Fill...) {
 				continue
 			}
-			x.stop(diskFull(limit), true)
+			s.end(o.DiskUp, true)
 			return
 		}
 	}()
@@ -56,14 +55,20 @@ func (x *live) watchDisk(limit task.Bytes) (stop func()) {
 	}
 }
 
-func diskFull(limit task.Bytes) *end {
-	return &end{state: task.Failed, cause: task.CauseDisk, code: exitDisk, reason: fmt.Sprintf("its limit of %v on the disk was reached", limit)}
+// freeDisk returns what programs of this user may still write to the file
+// system that dir is on.
+func freeDisk(dir string) (uint64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, err
+	}
+	return uint64(st.Bavail) * uint64(st.Bsize), nil //nolint:unconvert // the types differ between systems
 }
 
 // holds reports whether what is in folders is within a limit. Holes in files
 // count as nothing, for they are not on the disk.
-func holds(limit task.Bytes, folders ...string) bool {
-	var sum task.Bytes
+func holds(limit uint64, folders ...string) bool {
+	var sum uint64
 	errOver := errors.New("over")
 	for _, dir := range folders {
 		err := filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
@@ -73,7 +78,7 @@ func holds(limit task.Bytes, folders ...string) bool {
 			sum += perFile
 			if info, err := d.Info(); err == nil {
 				if st, ok := info.Sys().(*syscall.Stat_t); ok {
-					sum += task.Bytes(st.Blocks) * 512
+					sum += uint64(st.Blocks) * 512
 				}
 			}
 			if sum > limit {

@@ -1,10 +1,11 @@
-package run
+package supervise
 
 import (
 	"bytes"
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,33 +17,31 @@ import (
 	"github.com/balanceai/balance/exec/cgroup"
 )
 
-// control starts programs so that all that they start can be found again.
+// Control finds what runs have started.
 //
-// Where this process may make control groups, each run gets one: nothing leaves
-// it. Elsewhere a run is found by its session and by its environment, which a
-// program that wants to hide can change.
-type control struct {
-	groups *cgroup.Base
+// Where the node may make control groups, each run gets one: nothing leaves it.
+// Elsewhere a run's supervisor becomes the parent of all that the program leaves
+// behind, and when the supervisor has been killed too, a run is found by its
+// environment, which a program that wants to hide can change.
+type Control struct {
+	Groups *cgroup.Base
 	node   string // in the environment of its runs
 }
 
-func newControl(groups *cgroup.Base, node string) control { return control{groups, node} }
+// NewControl is for the runs of a node.
+func NewControl(groups *cgroup.Base, node string) Control { return Control{groups, node} }
 
-// start starts a program in a session of its own, within limits, to be killed
-// when the thread that calls start ends.
-func (c control) start(run, program string, argv []string, attr *os.ProcAttr, limits cgroup.Limits, walled bool) (p *os.Process, g *group, err error) {
-	g = &group{run: run, node: c.node, walled: walled}
+// start starts a program in a session of its own, to be killed when the thread
+// that calls start ends.
+func start(o *Order, files []*os.File, tty bool) (p *os.Process, g *group, err error) {
 	// A service manager may have given the node capabilities that pass to
 	// programs: they are this thread's, and not for runs.
 	_ = unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-	attr.Sys = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
-	if can := c.groups.Can(); can.Kill || limits != (cgroup.Limits{}) {
-		if g.cgroup, err = c.groups.Make(run, limits); err != nil {
-			return nil, nil, err
-		}
-	}
+	attr := &os.ProcAttr{Dir: o.Dir, Env: append([]string{}, o.Env...), Files: files} // a nil Env would be this process's own
+	attr.Sys = &syscall.SysProcAttr{Setsid: true, Setctty: tty, Pdeathsig: syscall.SIGKILL}
+	g = &group{cgroup: o.Group, walled: o.Walled}
 	start := func() error {
-		p, err = os.StartProcess(program, argv, attr)
+		p, err = os.StartProcess(o.Program, o.Argv, attr)
 		return err
 	}
 	if g.cgroup == nil {
@@ -53,21 +52,16 @@ func (c control) start(run, program string, argv []string, attr *os.ProcAttr, li
 	if err != nil {
 		return nil, nil, err
 	}
-	g.pid, g.began = p.Pid, time.Now()
+	g.pid = p.Pid
 	return p, g, nil
 }
 
 // group is every process that a run has started.
 type group struct {
-	run, node string
-	cgroup    *cgroup.Group // nil without
-	pid       int           // of the program, or of what holds its sandbox, which leads its session
-	walled    bool          // in a sandbox
-	began     time.Time
+	cgroup *cgroup.Group // nil without
+	pid    int           // of the program, or of what holds its sandbox, which leads its session
+	walled bool          // in a sandbox
 }
-
-// can tells which limits hold for all processes of a run together.
-func (c control) can() cgroup.Can { return c.groups.Can() }
 
 // events tells what the limits have done to the run so far.
 func (g *group) events() cgroup.Events {
@@ -86,7 +80,7 @@ func (g *group) terminate() {
 		return
 	}
 	for _, pid := range allPids() {
-		if _, pgrp, _ := processState(pid); pgrp == g.pid && pid != g.pid && !nsInit(pid) {
+		if pgrp, err := syscall.Getpgid(pid); err == nil && pgrp == g.pid && pid != g.pid && !nsInit(pid) {
 			_ = syscall.Kill(pid, syscall.SIGTERM)
 		}
 	}
@@ -120,13 +114,50 @@ func (g *group) kill() {
 const sweepTime = 2 * time.Second
 
 // sweep kills all that is left of the group, but for the program, which has
-// ended and was not waited for: its pid still stands for the session. It
-// returns when nothing is left.
+// ended and was not waited for. It returns when nothing is left.
 func (g *group) sweep() error {
 	if g.cgroup != nil {
 		return g.cgroup.Remove()
 	}
-	return killAll(func() []int { return slices.DeleteFunc(g.candidates(), func(pid int) bool { return !g.has(pid) }) })
+	return killAll(g.orphans)
+}
+
+// orphans returns this process's children, of which only the program was
+// started by it: the others have lost their parents. Those that have ended are
+// waited for. What they have started comes here when they are gone.
+func (g *group) orphans() []int {
+	var out []int
+	for _, pid := range children() {
+		if pid == g.pid {
+			continue
+		}
+		if done, _ := syscall.Wait4(pid, nil, syscall.WNOHANG, nil); done != pid {
+			out = append(out, pid)
+		}
+	}
+	return out
+}
+
+// children reads those of each thread, or where the kernel does not tell those
+// (CONFIG_PROC_CHILDREN) looks at every process.
+func children() []int {
+	var out []int
+	lists, _ := filepath.Glob("/proc/self/task/*/children")
+	for _, name := range lists {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			continue // the thread has ended
+		}
+		for field := range strings.FieldsSeq(string(b)) {
+			if pid, err := strconv.Atoi(field); err == nil {
+				out = append(out, pid)
+			}
+		}
+	}
+	if len(lists) == 0 {
+		out = slices.DeleteFunc(allPids(), func(pid int) bool { return parent(pid) != os.Getpid() })
+	}
+	return out
 }
 
 // killAll kills until nothing more is found.
@@ -145,35 +176,6 @@ func killAll(find func() []int) error {
 		}
 		time.Sleep(pause)
 	}
-}
-
-// candidates returns the processes that may be the run's. After a short run
-// those are the few that got the next process ids; to look at every process of
-// the machine takes milliseconds.
-func (g *group) candidates() []int {
-	const short, few = time.Second, 128 // no machine wraps its process ids in a second
-	if last, err := lastPid(); err == nil && time.Since(g.began) < short && last >= g.pid && last-g.pid < few {
-		var out []int
-		for pid := g.pid + 1; pid <= last; pid++ {
-			out = append(out, pid)
-		}
-		return out
-	}
-	return allPids()
-}
-
-// lastPid returns the process id that the kernel gave last: the last field of
-// /proc/loadavg.
-func lastPid() (int, error) {
-	b, err := os.ReadFile("/proc/loadavg")
-	if err != nil {
-		return 0, err
-	}
-	fields := strings.Fields(string(b))
-	if len(fields) < 5 {
-		return 0, errors.New("/proc/loadavg has another form")
-	}
-	return strconv.Atoi(fields[4])
 }
 
 func allPids() []int {
@@ -195,29 +197,19 @@ func allPids() []int {
 	return out
 }
 
-func (g *group) has(pid int) bool {
-	state, pgrp, session := processState(pid)
-	if pid == g.pid || state == 0 || state == 'Z' || state == 'X' {
-		return false
-	}
-	return pgrp == g.pid || session == g.pid || runOf(pid, g.node) == g.run
-}
-
-// processState reads /proc/PID/stat, see proc_pid_stat(5): state, parent,
-// process group and session follow the name in brackets. The state is 0 where
-// there is no such process.
-func processState(pid int) (state byte, pgrp, session int) {
+// parent reads /proc/PID/stat, see proc_pid_stat(5): the state and the parent
+// follow the name in brackets. It is 0 where there is no such process.
+func parent(pid int) int {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return 0, 0, 0
+		return 0
 	}
 	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
-	if len(fields) < 4 {
-		return 0, 0, 0
+	if len(fields) < 2 {
+		return 0
 	}
-	pgrp, _ = strconv.Atoi(fields[2])
-	session, _ = strconv.Atoi(fields[3])
-	return fields[0][0], pgrp, session
+	ppid, _ := strconv.Atoi(fields[1])
+	return ppid
 }
 
 // runOf returns the run of a node that a process belongs to by its environment,
@@ -240,11 +232,11 @@ func runOf(pid int, node string) (run string) {
 	return run
 }
 
-// killLeft kills what the runs of an earlier life have left: it may have been
-// in another control group itself.
-func (c control) killLeft(runs []string) error {
+// KillLeft kills what runs without a supervisor have left: the node may have been
+// in another control group when it started them.
+func (c Control) KillLeft(runs []string) error {
 	var errs []error
-	for run, g := range c.groups.Left() {
+	for run, g := range c.Groups.Left() {
 		if slices.Contains(runs, run) {
 			errs = append(errs, g.Remove())
 		}

@@ -1,0 +1,269 @@
+package supervise
+
+import (
+	"errors"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/balanceai/balance/exec/cgroup"
+	"github.com/balanceai/balance/exec/isolate/launch"
+)
+
+// How long a run may go on after its program has ended.
+const (
+	linger = time.Second // for what it left in the background to end by itself
+	drain  = time.Second // from the kill to the end of its output
+)
+
+// program is a program that runs.
+type program struct {
+	*group
+	began    time.Time
+	grace    time.Duration
+	killer   *time.Timer // from SIGTERM to SIGKILL
+	out      *output
+	terminal *os.File // nil for pipes
+	order    *Order
+}
+
+// overran tells whether a run has failed for its limits. What the kernel did to
+// the group explains only a failure: a program may well survive the end of one
+// process, or go on with fewer.
+func (o *Order) overran(e *Exit, did cgroup.Events) *End {
+	tooLarge := e.Signal == int(syscall.SIGXFSZ) || e.Code == signalBase+int(syscall.SIGXFSZ)
+	switch {
+	case e.Code == 0 && e.Signal == 0:
+		return nil
+	case did.OOM > 0:
+		return &o.OOM
+	case o.Disk > 0 && tooLarge:
+		return &o.XFSZ
+	case did.PIDs > 0:
+		return &o.PIDs
+	}
+	return nil
+}
+
+// signalBase is what shells, and sandboxes, add to the number of the signal that
+// has ended a program.
+const signalBase = 128
+
+// end is called with the lock of the server held, once or again.
+func (p *program) end(force bool) {
+	switch {
+	case force:
+		p.kill()
+	case p.killer == nil:
+		p.terminate()
+		p.killer = time.AfterFunc(p.grace, p.kill)
+	}
+}
+
+// run starts the program and returns how it ended, when all that it started is
+// gone.
+func (s *server) run() *Exit {
+	o, err := ReadOrder(".")
+	if err != nil {
+		return cannot(err)
+	}
+	out, err := newOutput(".", o.Output, s.logGrown)
+	if err != nil {
+		return cannot(err)
+	}
+	if why := s.asked(); why != nil {
+		return &Exit{Code: -1, End: why}
+	}
+	f, err := open(o)
+	if err != nil {
+		f.close()
+		return cannot(err)
+	}
+	more, err := launch.Command{Files: o.Files}.Open()
+	if err != nil {
+		f.close()
+		return cannot(err)
+	}
+	defer more.Close()
+	began := time.Now()
+	proc, g, err := start(o, append(f.program[:], more.Files...), f.terminal != nil)
+	f.given()
+	more.CloseFiles()
+	if err != nil {
+		f.close()
+		return cannot(err)
+	}
+	p := &program{group: g, began: began, grace: o.Grace, out: out, terminal: f.terminal, order: o}
+	if o.Time > 0 {
+		defer time.AfterFunc(o.Time, func() { s.end(o.TimeUp, false) }).Stop()
+	}
+	s.set(p, f.stdin)
+	out.start(f.output...)
+	if err := reserveExit(); err != nil { // it will be written when there is room
+		os.Remove(exitFile + ".part")
+	}
+	if o.Disk > 0 {
+		defer s.watchDisk(o)()
+	}
+	defer letOut(more.Door)()
+	defer reap(g)()
+	defer s.unlessForgotten()()
+	defer time.AfterFunc(time.Second, slim).Stop() // a short run is not worth it
+	exit := s.wait(p, proc)
+	exit.Started, exit.Said = began, said(more.Report)
+	return exit
+}
+
+// said is what a program that holds a sandbox has told of its start. It has ended.
+func said(report *os.File) string {
+	if report == nil {
+		return ""
+	}
+	b, _ := io.ReadAll(io.LimitReader(report, 512)) // what has come
+	if len(b) == 0 {
+		return "?" // not even that it could not
+	}
+	return string(b)
+}
+
+// unlessForgotten ends the run when its folder is gone: nobody could find it any
+// more. The function that it returns stops that.
+func (s *server) unlessForgotten() (stop func()) {
+	tick := time.NewTicker(5 * time.Second)
+	go func() {
+		for range tick.C {
+			if _, err := os.Lstat(sockFile); errors.Is(err, os.ErrNotExist) {
+				s.end(End{State: "failed", Reason: "the run's folder was removed"}, true)
+			}
+		}
+	}()
+	return tick.Stop
+}
+
+// reap waits for what the program has left behind, as it ends. The function
+// that it returns stops it.
+func reap(g *group) (stop func()) {
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, syscall.SIGCHLD)
+	go func() {
+		for range ended {
+			g.orphans()
+		}
+	}()
+	return func() { signal.Stop(ended) }
+}
+
+// cannot is the exit of a program that was not started.
+func cannot(err error) *Exit {
+	e := &Exit{Code: -1, Error: err.Error()}
+	if errno, ok := errors.AsType[syscall.Errno](err); ok {
+		e.Error, e.Errno = errno.Error(), int(errno)
+	}
+	return e
+}
+
+// wait waits until the program has ended and all that it started is gone.
+func (s *server) wait(p *program, proc *os.Process) *Exit {
+	state := awaitExit(proc)
+	why := s.clear() // from here on nobody else kills
+	if p.killer != nil {
+		p.killer.Stop()
+	}
+	if why == nil && !p.out.ended(0) {
+		p.out.ended(linger)
+	}
+	e := &Exit{End: why}
+	did := p.events()
+	if err := p.sweep(); err != nil {
+		e.Left = err.Error()
+	}
+	if !p.out.ended(drain) {
+		p.out.cut()
+	}
+	if state == nil {
+		state, _ = proc.Wait() // there is nothing else to be said of a state that is not there
+	}
+	e.WallMS = uint64(time.Since(p.began).Milliseconds())
+	e.Output, e.Dropped = p.out.sum()
+	e.fill(state)
+	if e.End == nil {
+		e.End = p.order.overran(e, did)
+	}
+	return e
+}
+
+// fill says how the program ended.
+func (e *Exit) fill(state *os.ProcessState) {
+	e.Code = -1
+	if state == nil {
+		e.Error = "nobody saw how it ended"
+		return
+	}
+	e.CPUMS = uint64((state.UserTime() + state.SystemTime()).Milliseconds())
+	e.MaxRSS = maxRSS(state)
+	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		e.Signal = int(status.Signal())
+		return
+	}
+	e.Code = state.ExitCode()
+}
+
+// files are those of a program.
+type files struct {
+	program  [3]*os.File // its standard input, output and error
+	output   []*os.File  // read here
+	stdin    *stdin
+	terminal *os.File
+}
+
+// open makes the files of a program.
+func open(o *Order) (f files, err error) {
+	if o.TTY != nil {
+		ours, theirs, err := openTerminal(*o.TTY)
+		if err != nil {
+			return f, err
+		}
+		f.program = [3]*os.File{theirs, theirs, theirs}
+		f.output, f.terminal = []*os.File{ours}, ours
+		f.stdin = &stdin{write: ours, tty: true}
+		return f, nil
+	}
+	if !o.Stdin {
+		f.program[0], err = os.Open(os.DevNull)
+	} else {
+		f.stdin = &stdin{}
+		f.program[0], f.stdin.write, err = os.Pipe()
+	}
+	for i := 1; err == nil && i < 3; i++ {
+		var r *os.File
+		r, f.program[i], err = os.Pipe()
+		f.output = append(f.output, r)
+	}
+	return f, err
+}
+
+// given closes what the program has now.
+func (f *files) given() {
+	for _, file := range f.program {
+		file.Close()
+	}
+}
+
+func (f *files) close() {
+	f.given()
+	for _, file := range f.output {
+		file.Close()
+	}
+}
+
+// maxRSS returns the largest resident set of the program and of those that it
+// waited for, in bytes. See getrusage(2).
+func maxRSS(state *os.ProcessState) int64 {
+	usage, ok := state.SysUsage().(*syscall.Rusage)
+	if !ok || usage.Maxrss < 0 {
+		return 0
+	}
+	return int64(usage.Maxrss) * rssUnit
+}

@@ -1,0 +1,200 @@
+package supervise
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"pgregory.net/rapid"
+)
+
+// frames reads a whole log.
+func frames(t testing.TB, dir string) (out []Frame) {
+	t.Helper()
+	l, err := OpenLog(dir, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	for {
+		f, err := l.Next()
+		if errors.Is(err, io.EOF) {
+			return out
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Data = bytes.Clone(f.Data)
+		out = append(out, f)
+	}
+}
+
+// What a program writes comes out byte for byte, and text as text, wherever the
+// reads cut it.
+func TestCharactersStayWhole(t *testing.T) {
+	base := t.TempDir()
+	rapid.Check(t, func(rt *rapid.T) {
+		dir, err := os.MkdirTemp(base, "")
+		if err != nil {
+			rt.Fatal(err)
+		}
+		o, err := newOutput(dir, 1<<30, func() {})
+		if err != nil {
+			rt.Fatal(err)
+		}
+		text := rapid.Bool().Draw(rt, "text")
+		var whole []byte
+		if text {
+			whole = []byte(rapid.StringOf(rapid.Rune()).Draw(rt, "written"))
+		} else {
+			whole = rapid.SliceOf(rapid.Byte()).Draw(rt, "written")
+		}
+		r, w, err := os.Pipe()
+		if err != nil {
+			rt.Fatal(err)
+		}
+		o.start(r)
+		for rest := whole; len(rest) > 0; {
+			n := rapid.IntRange(1, len(rest)).Draw(rt, "piece")
+			if _, err := w.Write(rest[:n]); err != nil {
+				rt.Fatal(err)
+			}
+			rest = rest[n:]
+			runtime.Gosched()
+		}
+		w.Close()
+		<-o.done
+		o.file.Close()
+		var got []byte
+		for _, f := range frames(t, dir) {
+			if f.Offset != int64(len(got)) {
+				rt.Fatalf("byte %d is said to be %d", len(got), f.Offset)
+			}
+			if text && !utf8.Valid(f.Data) {
+				rt.Fatalf("cut character: %q", f.Data)
+			}
+			got = append(got, f.Data...)
+		}
+		if !bytes.Equal(got, whole) {
+			rt.Fatalf("%q became %q", whole, got)
+		}
+	})
+}
+
+// However a program cuts up what it writes, the log stays within bounds.
+func TestPieces(t *testing.T) {
+	dir := t.TempDir()
+	o, err := newOutput(dir, 1<<20, func() {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.file.Close()
+	o.cost = 2*leastRoom - 3*(pieceCost+1)
+	for range 10 {
+		o.write(Stdout, append(make([]byte, header), 'x'))
+	}
+	total, dropped := o.sum()
+	if got := frames(t, dir); total != 10 || dropped != 7 || len(got) != 4 || got[3].Kind != Note {
+		t.Errorf("%d of %d dropped, %d frames", dropped, total, len(got))
+	}
+}
+
+// A log that is read while it is written, and cut off where the disk was full.
+func TestLogGrows(t *testing.T) {
+	dir := t.TempDir()
+	o, err := newOutput(dir, 1<<20, func() {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.file.Close()
+	l, err := OpenLog(dir, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	for i := range 100 {
+		if _, err := l.Next(); !errors.Is(err, io.EOF) {
+			t.Fatalf("frame %d before it was written: %v", i, err)
+		}
+		torn := AppendFrame(nil, Frame{Kind: Stdout, Data: bytes.Repeat([]byte("torn"), i)})
+		if _, err := o.file.WriteAt(torn[:len(torn)-1], o.size); err != nil {
+			t.Fatal(err)
+		}
+		if i > 0 { // without data it is none
+			if _, err := l.Next(); !errors.Is(err, io.EOF) {
+				t.Fatalf("frame %d is torn: %v", i, err)
+			}
+		}
+		if err := o.file.Truncate(o.size); err != nil {
+			t.Fatal(err)
+		}
+		want := bytes.Repeat([]byte(fmt.Sprintf("%d,", i)), 300*(i%5)+1)
+		o.write(Stderr, append(make([]byte, header), want...))
+		f, err := l.Next()
+		if err != nil || f.Kind != Stderr || !bytes.Equal(f.Data, want) || time.Since(f.Time) > time.Hour {
+			t.Fatalf("frame %d: %+v, %v", i, f, err)
+		}
+		if l.Place() != o.size {
+			t.Fatalf("at byte %d of %d", l.Place(), o.size)
+		}
+	}
+}
+
+// An order is claimed once.
+func TestFence(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := Dial(dir); !errors.Is(err, ErrNone) {
+		t.Errorf("nobody: %v", err)
+	}
+	for _, want := range []bool{true, false} {
+		if mine, err := Fence(dir); err != nil || mine != want {
+			t.Errorf("%v, %v", mine, err)
+		}
+	}
+	if _, err := Dial(dir); !errors.Is(err, ErrGone) {
+		t.Errorf("fenced off: %v", err)
+	}
+	s, err := Ready()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := WriteOrder(dir, &Order{Run: "r", Program: "/bin/true", Argv: []string{"true"}, Dir: dir}); err != nil {
+		t.Fatal(err)
+	}
+	w, err := s.Start(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = w.Close() }()
+	if _, _, err := w.Next(); !errors.Is(err, ErrNone) {
+		t.Errorf("it started what was fenced off: %v", err)
+	}
+}
+
+func FuzzLog(f *testing.F) {
+	whole := AppendFrame(nil, Frame{Kind: Stdout, Time: time.UnixMilli(1), Data: []byte("out")})
+	f.Add(whole)
+	f.Add(AppendFrame(whole, Frame{Kind: Note, Offset: 3, Data: []byte("note")}))
+	f.Add(whole[:len(whole)-1])
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		l := &Log{file: bytes.NewReader(b), buf: make([]byte, 64)}
+		var again []byte
+		for {
+			f, err := l.Next()
+			if err != nil {
+				break
+			}
+			again = AppendFrame(again, f)
+		}
+		if !bytes.HasPrefix(b, again) || int64(len(again)) != l.Place() {
+			t.Errorf("%x was read as %x", b, again)
+		}
+	})
+}
