@@ -69,7 +69,7 @@ func FuzzPattern(f *testing.F) {
 		if err != nil || !p.matches(name, port) {
 			return
 		}
-		if name != p.host && !(p.below && strings.HasSuffix(name, "."+p.host)) {
+		if below := p.below && strings.HasSuffix(name, "."+p.host); name != p.host && !below {
 			t.Errorf("%q matches %q", pattern, host)
 		}
 	})
@@ -214,8 +214,11 @@ func TestOddRequests(t *testing.T) {
 		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 		if err != nil && !errors.Is(err, io.EOF) {
 			t.Errorf("%s: %v", line, err)
-		} else if err == nil && resp.StatusCode < 400 {
-			t.Errorf("%s: %s", line, resp.Status)
+		} else if err == nil {
+			if resp.StatusCode < 400 {
+				t.Errorf("%s: %s", line, resp.Status)
+			}
+			resp.Body.Close()
 		}
 		conn.Close()
 	}

@@ -144,7 +144,7 @@ func enclose(devices []string) error {
 	if fd < 0 {
 		return errors.New("the kernel does not have it any more")
 	}
-	defer syscall.Close(fd)
+	defer func() { _ = syscall.Close(fd) }()
 	return ll.LandlockRestrictSelf(fd, flags)
 }
 
@@ -157,8 +157,7 @@ func readOnly(path string) landlock.Rule {
 
 // errnoOf returns what the kernel has said, for [launch.Report].
 func errnoOf(err error) int {
-	var e syscall.Errno
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[syscall.Errno](err); ok {
 		return int(e)
 	}
 	return 0

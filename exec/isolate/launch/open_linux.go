@@ -106,7 +106,7 @@ func SendListener(door int) error {
 	if err != nil {
 		return fmt.Errorf("socket: %w", err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	at := netip.MustParseAddrPort(ProxyAddr)
 	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: at.Addr().As4(), Port: int(at.Port())}); err != nil {
 		return fmt.Errorf("bind: %w", err)
