@@ -289,9 +289,12 @@ func othersLimits(n task.Needs) task.Limits {
 func (f *facts) held(uses []run.Use) fleet.Held {
 	var h fleet.Held
 	for _, u := range uses {
-		h.Devices = append(h.Devices, u.Devices...)
+		owner := f.who.now().Members[u.From].Owner
+		for _, d := range u.Devices {
+			h.Devices = append(h.Devices, fleet.DeviceUse{UUID: d, Share: u.Needs.Share, VRAM: u.Needs.VRAM, Owner: owner})
+		}
 		h.Runs = append(h.Runs, fleet.RunUse{
-			ID: u.Run, Owner: f.who.now().Members[u.From].Owner, CPU: u.Needs.CPU, Memory: u.Needs.Memory, GPUs: u.Needs.GPUs, Since: u.Since,
+			ID: u.Run, Owner: owner, CPU: u.Needs.CPU, Memory: u.Needs.Memory, GPUs: u.Needs.GPUs, Since: u.Since,
 		})
 	}
 	return h

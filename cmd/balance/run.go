@@ -41,6 +41,7 @@ type draft struct {
 	inputs    []agent.Source
 	outputs   []string
 	node      string
+	prefer    []string
 	stdin     bool // somebody pipes something in
 	noStdin   bool // also where the manifest reads it
 	detach    bool
@@ -87,6 +88,9 @@ func (a *app) outline(d *draft) (task.Spec, []agent.Source, error) {
 	}
 	spec.Outputs = append(spec.Outputs, d.outputs...)
 	spec.Node = cmp.Or(d.node, spec.Node)
+	if len(d.prefer) > 0 {
+		spec.Prefer = d.prefer
+	}
 	spec.Stdin = (spec.Stdin || d.stdin) && !d.detach && !d.noStdin
 	spec.Detached = d.detach
 	if len(d.env) > 0 {
@@ -156,6 +160,7 @@ func override(n, by task.Needs) task.Needs {
 	n.Disk = cmp.Or(by.Disk, n.Disk)
 	n.GPUs = cmp.Or(by.GPUs, n.GPUs)
 	n.VRAM = cmp.Or(by.VRAM, n.VRAM)
+	n.Share = cmp.Or(by.Share, n.Share)
 	for _, l := range []struct{ own, by *[]string }{
 		{&n.GPUModels, &by.GPUModels}, {&n.Arch, &by.Arch}, {&n.OS, &by.OS}, {&n.Labels, &by.Labels}, {&n.Engines, &by.Engines},
 	} {
@@ -185,12 +190,14 @@ func draftFlags(f *pflag.FlagSet, d *draft) {
 	f.Var(unit[task.Bytes]{&n.Disk, task.ParseBytes, "bytes"}, "disk", "free disk")
 	f.IntVar(&n.GPUs, "gpu", 0, "number of GPUs")
 	f.Var(unit[task.Bytes]{&n.VRAM, task.ParseBytes, "bytes"}, "vram", "free memory on each GPU, like 24G")
+	f.Var(unit[int]{&n.Share, task.ParseShare, "part"}, "gpu-share", "a part of each GPU, like 0.25, beside other runs of yours")
 	f.StringSliceVar(&n.GPUModels, "gpu-model", nil, "any of these words in the GPU's name")
 	f.StringSliceVar(&n.Arch, "arch", nil, "any of these processors, like amd64")
 	f.StringSliceVar(&n.OS, "os", nil, "any of these systems, like linux")
 	f.StringSliceVar(&n.Labels, "label", nil, "all of these labels, which owners give")
 	f.StringSliceVar(&n.Engines, "engine", nil, "all of these engines, like ollama")
 	f.StringVar(&d.node, "node", "", "this machine and no other")
+	f.StringSliceVar(&d.prefer, "prefer", nil, "rather a machine with this label, the first ones most")
 	f.Var(unit[time.Duration]{&d.limits.Time, task.ParseDuration, "duration"}, "time-limit", "end the run after this long")
 	f.Var(unit[task.Bytes]{&d.limits.Memory, task.ParseBytes, "bytes"}, "memory-limit", "most memory of all its processes together")
 	f.Var(unit[task.CPU]{&d.limits.CPU, task.ParseCPU, "cores"}, "cpu-limit", "most time of the CPU, in cores")

@@ -23,7 +23,8 @@
 //	limits: {time: 10m, output: 64MiB, memory: 2GiB, cpu: 2, pids: 200, disk: 1GiB}
 //	network: {allow: [example.org, "*.example.org", "example.org:8443"]}   # out of a sandbox
 //	isolation: sandbox            # at least; else what the machine's owner wants
-//	place: {node: hydra}          # only there
+//	place: {node: hydra,          # only there
+//	        prefer: [quiet]}      # or: rather where the owner has given this label
 //	stdin: true                   # standard input follows
 package agent
 
@@ -149,7 +150,10 @@ func (r *reader) manifest(root *yaml.Node, m *Manifest) {
 			})
 		},
 		"place": func(n *yaml.Node) {
-			r.mapping(n, map[string]field{"node": value(r, &s.Node, "the name of a node", notEmpty)})
+			r.mapping(n, map[string]field{
+				"node":   value(r, &s.Node, "the name of a node", notEmpty),
+				"prefer": words(r, &s.Prefer, "a label", checkLabel),
+			})
 		},
 		"stdin": value(r, &s.Stdin, "true or false", parseBool),
 		"network": func(n *yaml.Node) {
@@ -260,6 +264,7 @@ func (r *reader) needs(n *yaml.Node, to *task.Needs) {
 		"disk":    value(r, &to.Disk, "an amount", task.ParseBytes),
 		"gpus":    value(r, &to.GPUs, "a number of devices", parseCount),
 		"vram":    value(r, &to.VRAM, "an amount", task.ParseBytes),
+		"share":   value(r, &to.Share, "a part of a device", task.ParseShare),
 		"gpu":     words(r, &to.GPUModels, "a word of the model's name", filled),
 		"arch":    words(r, &to.Arch, "an architecture", oneOf(archs)),
 		"os":      words(r, &to.OS, "an operating system", oneOf(systems)),

@@ -8,8 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/balanceai/balance/exec/fleet"
-	"github.com/balanceai/balance/exec/place"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/identity"
 	"github.com/balanceai/balance/mesh/wire"
@@ -18,11 +16,10 @@ import (
 // choose ranks the machines that were not tried yet, and takes the best one
 // that fits, if there is one.
 func (r *run) choose() (task.Place, error) {
-	tried := func(n fleet.Node) bool {
-		return slices.ContainsFunc(r.tried, func(v task.Verdict) bool { return v.Node == n.ID })
+	tried := func(id identity.ID) bool {
+		return slices.ContainsFunc(r.tried, func(v task.Verdict) bool { return v.Node == id })
 	}
-	nodes := slices.DeleteFunc(slices.Clone(r.d.cfg.View()), tried)
-	ranking := place.Choose(&r.spec, r.d.cfg.Owner, nodes, r.d.cfg.Now())
+	ranking, more := r.d.rank(&r.spec, maxVerdicts, tried)
 	var best task.Verdict
 	fit := ranking.Best()
 	if len(fit) > 0 && r.placed.Attempt < maxAttempts {
@@ -33,8 +30,12 @@ func (r *run) choose() (task.Place, error) {
 	if err != nil { // a machine has a say in how long the verdict on it is
 		p, err = task.NewPlace(r.placed.Attempt+1, best.Node, best.Name, slices.DeleteFunc(ranking, tooLong))
 	}
+	p.More += more
 	return p, err
 }
+
+// maxVerdicts bounds how many machines the reasons for a choice are written of.
+const maxVerdicts = 64
 
 // tooLong reports whether no record can hold a verdict.
 func tooLong(v task.Verdict) bool {
@@ -44,6 +45,7 @@ func tooLong(v task.Verdict) bool {
 
 // submit writes the run and the first choice into the ledger, at once.
 func (r *run) submit(ctx context.Context) error {
+	r.d.learn(r.spec.Needs)
 	choice, err := r.choose()
 	if err != nil {
 		return err

@@ -112,6 +112,10 @@ type Dispatcher struct {
 	closed  bool
 	drivers sync.WaitGroup
 
+	ranking sync.Mutex // guards the two below
+	index   *place.Index
+	recent  place.Recent
+
 	past sync.Mutex // held while the journal of a run without a driver is opened
 }
 
@@ -143,7 +147,26 @@ func New(cfg Config) (*Dispatcher, error) {
 		spare: journals,
 		times: times{connect: 2 * time.Second, retryMin: 100 * time.Millisecond, retryMax: 5 * time.Second, lost: time.Minute},
 		runs:  map[string]*run{},
+		index: place.NewIndex(place.NewWorkload(nil)),
 	}, nil
+}
+
+// rank returns the verdict on the machines that are not to be skipped, as
+// [place.Index.Choose] does.
+func (d *Dispatcher) rank(spec *task.Spec, limit int, skip func(identity.ID) bool) (task.Ranking, int) {
+	d.ranking.Lock()
+	defer d.ranking.Unlock()
+	d.index.Update(d.cfg.View())
+	return d.index.Choose(spec, d.cfg.Owner, d.cfg.Now(), limit, skip)
+}
+
+// learn takes what a run asks for into what runs usually do.
+func (d *Dispatcher) learn(n task.Needs) {
+	d.ranking.Lock()
+	defer d.ranking.Unlock()
+	if d.recent.Add(n) {
+		d.index.Expect(d.recent.Workload())
+	}
 }
 
 func makeJournal(path string) error { return os.WriteFile(path, nil, 0o600) }
@@ -190,7 +213,8 @@ func (d *Dispatcher) Plan(_ context.Context, spec task.Spec) (task.Ranking, erro
 	if err := d.check(&spec); err != nil {
 		return nil, err
 	}
-	return place.Choose(&spec, d.cfg.Owner, d.cfg.View(), d.cfg.Now()), nil
+	ranking, _ := d.rank(&spec, 0, nil)
+	return ranking, nil
 }
 
 // check refuses what cannot run anywhere, and writes the id of the one machine

@@ -48,6 +48,9 @@ type Offer struct {
 	Streams   []string     `cbor:"17,keyasint,omitempty" json:"streams,omitempty"` // TCP addresses at which it relays, where UDP does not pass; eight at most
 }
 
+// Has reports whether the owner has given the machine a label.
+func (o *Offer) Has(label string) bool { return slices.Contains(o.Labels, label) }
+
 // Service is a TCP port of a machine's overlay address that its owner has
 // opened. Who may not connect is turned away there; others read this to know
 // beforehand.
@@ -110,6 +113,11 @@ type LiveGPU struct {
 	FreeVRAM task.Bytes `cbor:"1,keyasint" json:"free_vram"` // as measured, other programs' use counted
 	Held     bool       `cbor:"2,keyasint" json:"held"`      // promised to a run
 	Percent  int        `cbor:"3,keyasint" json:"percent"`   // busy; [Unknown] where not measured
+
+	// What is promised to runs that share the device: all of one owner.
+	Share    int        `cbor:"4,keyasint,omitempty" json:"share,omitempty"` // thousandths
+	Promised task.Bytes `cbor:"5,keyasint,omitempty" json:"promised,omitempty"`
+	Owner    string     `cbor:"6,keyasint,omitempty" json:"owner,omitempty"`
 }
 
 // Sample is one measurement of a machine, taken each second while somebody

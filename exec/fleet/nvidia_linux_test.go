@@ -66,7 +66,7 @@ func TestNVIDIA(t *testing.T) {
 
 	r := p.measure(true)
 	same(t, r.gpus[1], SampleGPU{UUID: "GPU-b", Percent: 93, VRAM: 140 * task.GiB, VRAMUsed: 40 * task.GiB, Temperature: 61, Power: 512.3})
-	same(t, r.live(Held{Devices: []string{"GPU-b"}}).GPUs, []LiveGPU{
+	same(t, r.live(Held{Devices: []DeviceUse{{UUID: "GPU-b"}}}).GPUs, []LiveGPU{
 		{FreeVRAM: 100 * task.GiB, Percent: 93},
 		{FreeVRAM: 100 * task.GiB, Percent: 93, Held: true},
 	})

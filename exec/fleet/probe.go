@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"runtime"
-	"slices"
 	"sync"
 	"time"
 
@@ -150,7 +149,26 @@ func measureCard(c card, detail bool) (s SampleGPU) {
 // Held is what runs hold of the machine.
 type Held struct {
 	Runs    []RunUse
-	Devices []string // UUIDs of their GPUs
+	Devices []DeviceUse
+}
+
+// DeviceUse is what one run holds of a GPU.
+type DeviceUse struct {
+	UUID  string
+	Share int        // thousandths; 0: all of it
+	VRAM  task.Bytes // that the run asked for; where it did not, its share of the device
+	Owner string     // of the run
+}
+
+// hold notes a use of a device with so much VRAM.
+func (g *LiveGPU) hold(u DeviceUse, vram task.Bytes) {
+	if u.Share == 0 {
+		g.Held = true
+		return
+	}
+	g.Share += u.Share
+	g.Promised += max(u.VRAM, vram.Part(u.Share))
+	g.Owner = u.Owner
 }
 
 // sample is a reading as those see it who watch.
@@ -183,11 +201,13 @@ func (r *reading) live(h Held) Live {
 		if r.unified[i] {
 			free = min(free, r.available)
 		}
-		l.GPUs = append(l.GPUs, LiveGPU{
-			FreeVRAM: free,
-			Held:     slices.Contains(h.Devices, g.UUID),
-			Percent:  int(math.Round(g.Percent)),
-		})
+		gpu := LiveGPU{FreeVRAM: free, Percent: int(math.Round(g.Percent))}
+		for _, u := range h.Devices {
+			if u.UUID == g.UUID {
+				gpu.hold(u, g.VRAM)
+			}
+		}
+		l.GPUs = append(l.GPUs, gpu)
 	}
 	return l
 }

@@ -132,7 +132,7 @@ func (l *Live) differs(old *Live) bool {
 		return true
 	}
 	for i, g := range l.GPUs {
-		if g.Held != old.GPUs[i].Held || far(g.FreeVRAM, old.GPUs[i].FreeVRAM) {
+		if o := old.GPUs[i]; g.Held != o.Held || g.Share != o.Share || far(g.FreeVRAM, o.FreeVRAM) {
 			return true
 		}
 	}
@@ -154,6 +154,7 @@ const MaxLive = 300
 const (
 	liveBase = 62 // all but the devices
 	liveFree = 16 // a device
+	liveTold = 17 // more of one that runs share, and the name of their owner
 	liveHeld = 7  // a device of which nothing is told but that it is held
 )
 
@@ -163,12 +164,16 @@ const (
 // nothing is said, and the machine itself decides.
 func (l Live) Trim() Live {
 	room := MaxLive - liveBase
-	if len(l.GPUs)*liveFree <= room {
+	all := 0
+	for _, g := range l.GPUs {
+		all += g.cost()
+	}
+	if all <= room {
 		return l
 	}
 	var kept []LiveGPU
 	for _, g := range l.GPUs {
-		cost := liveFree
+		cost := g.cost()
 		if g.Held {
 			g, cost = LiveGPU{Held: true, Percent: Unknown}, liveHeld
 		}
@@ -179,4 +184,12 @@ func (l Live) Trim() Live {
 	}
 	l.GPUs = kept
 	return l
+}
+
+// cost bounds what the encoded form of a device takes, in bytes.
+func (g *LiveGPU) cost() int {
+	if g.Share == 0 {
+		return liveFree
+	}
+	return liveFree + liveTold + len(g.Owner)
 }

@@ -3,6 +3,7 @@ package fleet
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -94,7 +95,7 @@ func TestLiveIsToldOnChange(t *testing.T) {
 			{"VRAM", func() { f.reading.gpus[0].VRAMUsed = task.GiB }, 1},
 			{"busy GPU", func() { f.reading.gpus[0].Percent = 100 }, 0},
 			{"a run", func() { f.held.Runs = []RunUse{{CPU: 500, Memory: task.GiB}} }, 1},
-			{"its device", func() { f.held.Devices = []string{"a"} }, 1},
+			{"its device", func() { f.held.Devices = []DeviceUse{{UUID: "a"}} }, 1},
 			{"another run of that size", func() { f.held.Runs = append(f.held.Runs, RunUse{}) }, 1},
 			{"a device gone", func() { f.reading.gpus, f.reading.unified = nil, nil }, 1},
 			{"little memory left", func() { f.reading.available = 100 * task.MiB }, 1},
@@ -123,7 +124,7 @@ func TestLiveIsToldAtLeastEach15Seconds(t *testing.T) {
 func TestLiveOfNow(t *testing.T) {
 	f := &fakeMachine{reading: reading{available: 10 * task.GiB, gpus: []SampleGPU{{UUID: "a", VRAM: 8, VRAMUsed: 3}}, unified: []bool{false}}}
 	s := newSampler(f.measure, nil, nil)
-	l := s.Live(Held{Runs: []RunUse{{CPU: 1500, Memory: task.GiB}, {CPU: 500, Memory: task.GiB}}, Devices: []string{"a"}})
+	l := s.Live(Held{Runs: []RunUse{{CPU: 1500, Memory: task.GiB}, {CPU: 500, Memory: task.GiB}}, Devices: []DeviceUse{{UUID: "a"}}})
 	if l.Runs != 2 || l.HeldCPU != 2000 || l.HeldMemory != 2*task.GiB || l.FreeMemory != 10*task.GiB {
 		t.Errorf("got %+v", l)
 	}
@@ -259,5 +260,37 @@ func TestTrimSixteen(t *testing.T) {
 	}
 	if n := len(l.Trim().GPUs); n != 16 {
 		t.Errorf("%d of 16 devices are left", n)
+	}
+}
+
+// Runs that share a device add up, and others hold all of theirs.
+func TestLiveOfSharedDevices(t *testing.T) {
+	r := reading{gpus: []SampleGPU{{UUID: "a", VRAM: 10 * task.GiB}, {UUID: "b", VRAM: 10 * task.GiB}, {UUID: "c", VRAM: 10 * task.GiB}}, unified: make([]bool, 3)}
+	l := r.live(Held{Devices: []DeviceUse{
+		{UUID: "a", Share: 250, Owner: "ana"},
+		{UUID: "a", Share: 100, VRAM: 4 * task.GiB, Owner: "ana"},
+		{UUID: "b", VRAM: task.GiB, Owner: "ben"},
+	}})
+	a, b, c := l.GPUs[0], l.GPUs[1], l.GPUs[2]
+	if a.Held || a.Share != 350 || a.Owner != "ana" || a.Promised < 6*task.GiB || a.Promised > 7*task.GiB {
+		t.Errorf("shared: %+v", a)
+	}
+	if !b.Held || b.Share != 0 || c.Held || c.Share != 0 {
+		t.Errorf("held %+v, free %+v", b, c)
+	}
+	old := r.live(Held{})
+	if !l.differs(&old) {
+		t.Error("that a device is shared is told to nobody")
+	}
+}
+
+func TestTrimOfSharedDevices(t *testing.T) {
+	l := Live{}
+	for range 16 {
+		l.GPUs = append(l.GPUs, LiveGPU{FreeVRAM: 79 * task.GiB, Share: 999, Promised: 78 * task.GiB, Owner: strings.Repeat("o", 63), Percent: 100})
+	}
+	l = l.Trim()
+	if b, err := wire.Marshal(l); err != nil || len(b) > MaxLive || len(l.GPUs) == 0 {
+		t.Errorf("%d bytes for %d devices, %v", len(b), len(l.GPUs), err)
 	}
 }

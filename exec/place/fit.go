@@ -13,45 +13,70 @@ import (
 
 // fit is one machine held against one run.
 type fit struct {
-	spec  *task.Spec
-	needs task.Needs // what the machine would reserve
-	node  *fleet.Node
-	offer *fleet.Offer
-	live  fleet.Live
+	scale  *scale
+	spec   *task.Spec
+	owner  string     // of the run
+	needs  task.Needs // what the machine would reserve
+	node   *fleet.Node
+	offer  *fleet.Offer
+	*stand // nil before open
 
-	cpu     task.CPU   // free for runs
-	memory  task.Bytes // free for runs
-	pool    []device   // all that the machine has
-	devices []device   // that the run would get
+	devices []*device // that the run would get, of the pool
+	buffer  []claim
 	reasons []task.Reason
+	quiet   bool // nobody reads the reasons
+	failed  bool // there is one
+	now     time.Time
+}
+
+// weigh holds a machine against a run, and asks nothing yet.
+func (sc *scale) weigh(spec *task.Spec, owner string, node *fleet.Node, now time.Time) *fit {
+	return &fit{scale: sc, spec: spec, owner: owner, needs: spec.Needs.Held(), node: node, offer: node.Offer, now: now}
 }
 
 // check asks everything that stands between a run and a machine, and stops
 // early only where nothing is known about the machine.
-func check(spec *task.Spec, owner string, node *fleet.Node, held task.Needs, now time.Time) *fit {
-	f := &fit{spec: spec, needs: spec.Needs.Held(), node: node, offer: node.Offer}
-	f.alive(now)
+func (sc *scale) check(spec *task.Spec, owner string, node *fleet.Node, held task.Needs, now time.Time) *fit {
+	f := sc.weigh(spec, owner, node, now)
+	f.alive()
 	f.pinned()
+	if f.open() {
+		f.terms(held)
+		f.rest()
+	}
+	return f
+}
+
+// open looks at how the machine stands, if it has said what it offers.
+func (f *fit) open() bool {
 	if f.offer == nil {
 		f.later("offer", 0, 0, "has not said yet what it offers")
-		return f
+		return false
 	}
-	f.live = liveOf(node)
-	f.cpu = sub(sub(f.offer.CPU, f.offer.Terms.ReserveCPU), f.live.HeldCPU)
-	f.memory = freeMemory(f.offer, &f.live)
-	f.reasons = append(f.reasons, f.offer.Terms.Ask(policy.Question{
-		Owner:     owner,
-		Machine:   node.Owner,
-		Needs:     f.needs,
-		Limits:    spec.Limits,
-		Held:      held,
-		Now:       now.In(time.FixedZone("", f.offer.Zone)),
-		Isolation: f.offer.Isolation,
-	})...)
+	if f.stand == nil {
+		f.stand = f.scale.newStand(f.node)
+	}
+	return true
+}
+
+// rest asks what does not depend on the clock.
+func (f *fit) rest() {
 	f.kind()
 	f.amounts()
 	f.gpus()
-	return f
+}
+
+// terms asks the rules of the machine's owner.
+func (f *fit) terms(held task.Needs) {
+	f.reasons = append(f.reasons, f.offer.Terms.Ask(policy.Question{
+		Owner:     f.owner,
+		Machine:   f.node.Owner,
+		Needs:     f.needs,
+		Limits:    f.spec.Limits,
+		Held:      held,
+		Now:       f.now.In(time.FixedZone("", f.offer.Zone)),
+		Isolation: f.offer.Isolation,
+	})...)
 }
 
 // liveOf returns what is free on a machine. One that has told what it offers
@@ -88,7 +113,7 @@ func sub[T task.CPU | task.Bytes](a, b T) T {
 	return a - b
 }
 
-func (f *fit) alive(now time.Time) {
+func (f *fit) alive() {
 	if f.node.Self || f.node.State != fleet.Down {
 		return
 	}
@@ -96,14 +121,16 @@ func (f *fit) alive(now time.Time) {
 		f.later("alive", 0, 0, "is down; nothing was heard of it since this node started")
 		return
 	}
-	f.later("alive", 0, 0, "is down, last heard of %v ago", now.Sub(f.node.LiveAt).Round(time.Second))
+	f.later("alive", 0, 0, "is down, last heard of %v ago", f.now.Sub(f.node.LiveAt).Round(time.Second))
 }
 
 func (f *fit) pinned() {
-	if pin := f.spec.Node; pin != "" && pin != f.node.Name && pin != f.node.ID.String() {
+	if pin := f.spec.Node; pin != "" && !isPin(pin, f.node) {
 		f.never("node", 0, 0, "the run is for another machine only")
 	}
 }
+
+func isPin(pin string, n *fleet.Node) bool { return pin == n.Name || pin == n.ID.String() }
 
 // kind checks what the machine is, as opposed to how much of it is free.
 func (f *fit) kind() {
@@ -120,7 +147,7 @@ func (f *fit) kind() {
 	if len(n.Arch) > 0 && !slices.Contains(n.Arch, o.Arch) {
 		f.never("arch", 0, 0, "%s is not %s", o.Arch, either(n.Arch))
 	}
-	if miss := missing(n.Labels, func(l string) bool { return slices.Contains(o.Labels, l) }); len(miss) > 0 {
+	if miss := missing(n.Labels, o.Has); len(miss) > 0 {
 		f.never("labels", 0, 0, "does not have the label %s", strings.Join(miss, ", "))
 	}
 	has := func(name string) bool {
@@ -193,6 +220,10 @@ func (f *fit) never(rule string, need, have uint64, format string, args ...any) 
 const longest = 512
 
 func (f *fit) refuse(ever bool, rule string, need, have uint64, format string, args ...any) {
+	f.failed = true
+	if f.quiet {
+		return
+	}
 	text := fmt.Sprintf(format, args...)
 	if len(text) > longest {
 		text = strings.ToValidUTF8(text[:longest], "") + "…"

@@ -15,24 +15,49 @@ import (
 // device is a GPU and what is free on it.
 type device struct {
 	*fleet.Device
-	VRAM task.Bytes // all of it; of a device without its own, the machine's memory
-	free task.Bytes // what the run could get
-	held bool       // by another run: a device serves one run at a time
+	VRAM  task.Bytes // all of it; of a device without its own, the machine's memory
+	free  task.Bytes // what the run could get
+	held  bool       // by another run, as a whole
+	share int        // thousandths that runs share
+	owner string     // of the runs that share it
+
+	index int // in the pool
+}
+
+// open reports whether a run of owner's could have its part of the device, as
+// far as other runs let it.
+func (d *device) open(share int, owner string) bool {
+	if d.held || share == whole {
+		return !d.held && d.share == 0
+	}
+	return d.share == 0 || d.owner == owner && d.share+share <= whole
+}
+
+// part is what a run takes of each device, in thousandths.
+func (f *fit) part() int { return cmp.Or(f.needs.Share, whole) }
+
+// vram is what a run takes of the memory of a device: where it does not say, its
+// part of it.
+func (f *fit) vram(d *device) task.Bytes {
+	if f.needs.Share == 0 {
+		return f.needs.VRAM
+	}
+	return max(f.needs.VRAM, d.VRAM.Part(f.needs.Share))
 }
 
 // gpus picks the devices for the run.
 func (f *fit) gpus() {
-	f.pool = f.allDevices()
-	pool, want := f.pool, f.needs.GPUs
+	want := f.needs.GPUs
 	if want == 0 {
 		return
 	}
+	pool := f.keep(0, nil, func(*device) bool { return true })
 	if len(pool) < want {
 		f.never("gpus", uint64(want), uint64(len(pool)), "needs %s, has %d", gpuCount(want), len(pool))
 		want = len(pool) // what else is wrong with those that are there?
 	}
 	if len(f.needs.GPUModels) > 0 {
-		right := keep(pool, func(d device) bool { return isModel(d.Model, f.needs.GPUModels) })
+		right := f.keep(1, pool, func(d *device) bool { return isModel(d.Model, f.needs.GPUModels) })
 		if len(right) < want {
 			f.never("gpu-model", uint64(f.needs.GPUs), uint64(len(right)), "needs %s of model %s, has %s",
 				gpuCount(f.needs.GPUs), either(f.needs.GPUModels), models(pool))
@@ -40,30 +65,79 @@ func (f *fit) gpus() {
 			pool = right
 		}
 	}
-	idle := keep(pool, func(d device) bool { return !d.held })
+	idle := f.keep(2, pool, func(d *device) bool { return d.open(f.part(), f.owner) })
 	if len(idle) < want {
-		f.later("gpus", uint64(f.needs.GPUs), uint64(len(idle)), "needs %s; other runs hold %d of %d",
-			gpuCount(f.needs.GPUs), len(pool)-len(idle), len(pool))
+		f.busy(idle, pool)
+		if f.needs.Share > 0 {
+			return // what is left of their VRAM says the same again
+		}
 		idle = pool
 	}
 	f.pick(idle, pool, want)
 }
 
-// pick takes want devices with the VRAM, the fullest first.
-func (f *fit) pick(idle, pool []device, want int) {
-	slices.SortStableFunc(idle, fullest)
-	need, shared := f.needs.VRAM, f.sharedVRAM()
+// keep returns the devices of a list, or of the pool, that are right. It uses
+// one of the scratch lists.
+func (f *fit) keep(scratch int, list []*device, ok func(*device) bool) []*device {
+	out := f.scale.scratch[scratch][:0]
+	if list == nil {
+		for i := range f.pool {
+			out = append(out, &f.pool[i])
+		}
+	}
+	for _, d := range list {
+		if ok(d) {
+			out = append(out, d)
+		}
+	}
+	f.scale.scratch[scratch] = out
+	return out
+}
+
+// busy tells what other runs leave.
+func (f *fit) busy(idle, pool []*device) {
+	if f.needs.Share == 0 {
+		f.later("gpus", uint64(f.needs.GPUs), uint64(len(idle)), "needs %s; other runs hold %d of %d",
+			gpuCount(f.needs.GPUs), len(pool)-len(idle), len(pool))
+		return
+	}
+	most := 0
+	for _, d := range pool {
+		if !d.held && (d.share == 0 || d.owner == f.owner) {
+			most = max(most, whole-d.share)
+		}
+	}
+	f.later("gpu-share", uint64(f.needs.Share), uint64(most), "needs %s of %s; other runs leave %s at most",
+		percent(f.needs.Share), gpuCount(f.needs.GPUs), percent(most))
+}
+
+// percent writes thousandths.
+func percent(n int) string { return strconv.FormatFloat(float64(n)/10, 'f', -1, 64) + " %" }
+
+// pick takes want devices with the VRAM, the fullest first. Of those that could
+// give a part of one it takes the one that is packed best.
+func (f *fit) pick(idle, pool []*device, want int) {
+	shared := f.sharedVRAM()
+	choice := f.needs.Share > 0 && want == 1
+	best := 0
 	for _, d := range idle {
-		if len(f.devices) == want {
+		if len(f.devices) == want && !choice {
 			return
 		}
+		need := f.vram(d)
 		if need > d.free || d.Unified && need > shared {
 			continue
 		}
-		if d.Unified {
-			shared -= need
+		if !choice {
+			if d.Unified {
+				shared -= need
+			}
+			f.devices = append(f.devices, d)
+			continue
 		}
-		f.devices = append(f.devices, d)
+		if n := f.packs([]*device{d}); n > best || len(f.devices) == 0 {
+			f.devices, best = append(f.devices[:0], d), n
+		}
 	}
 	if len(f.devices) < want {
 		f.noVRAM(idle, pool)
@@ -71,8 +145,14 @@ func (f *fit) pick(idle, pool []device, want int) {
 }
 
 // noVRAM tells what the devices have instead.
-func (f *fit) noVRAM(idle, pool []device) {
-	most := slices.MaxFunc(idle, func(a, b device) int { return cmp.Compare(a.free, b.free) })
+func (f *fit) noVRAM(idle, pool []*device) {
+	left := func(d *device) task.Bytes {
+		if d.Unified {
+			return min(d.free, f.sharedVRAM())
+		}
+		return d.free
+	}
+	most := slices.MaxFunc(idle, func(a, b *device) int { return cmp.Compare(left(a), left(b)) })
 	var rest string
 	switch {
 	case len(f.devices) > 0:
@@ -80,48 +160,26 @@ func (f *fit) noVRAM(idle, pool []device) {
 	case most.VRAM == 0:
 		rest = most.Model + " does not tell how much it has"
 	default:
-		rest = fmt.Sprintf("the most free is %v of %v on %s", most.free, most.VRAM, most.Model)
+		rest = fmt.Sprintf("the most free is %v of %v on %s", left(most), most.VRAM, most.Model)
 	}
 	where := "one GPU"
 	if f.needs.GPUs > 1 {
 		where = "each of " + gpuCount(f.needs.GPUs)
 	}
-	large := keep(pool, func(d device) bool { return d.VRAM >= f.needs.VRAM })
-	f.refuse(len(large) >= f.needs.GPUs, "vram", uint64(f.needs.VRAM), uint64(most.free),
-		"needs %v of VRAM on %s; %s", f.needs.VRAM, where, rest)
-}
-
-// allDevices joins the devices that the machine offers with what is free of
-// them. One about which the live facts say nothing counts as free.
-func (f *fit) allDevices() []device {
-	if len(f.offer.GPUs) == 0 {
-		return nil
-	}
-	out := make([]device, len(f.offer.GPUs))
-	for i := range f.offer.GPUs {
-		d := &f.offer.GPUs[i]
-		out[i] = device{Device: d, VRAM: d.VRAM, free: d.VRAM}
-		if i < len(f.live.GPUs) {
-			out[i].free, out[i].held = f.live.GPUs[i].FreeVRAM, f.live.GPUs[i].Held
-		}
-		if d.Unified {
-			out[i].unify(f.offer.Memory, f.sharedVRAM())
+	large := 0
+	for _, d := range pool {
+		if d.VRAM >= f.needs.VRAM {
+			large++
 		}
 	}
-	return out
+	need := f.vram(most)
+	f.refuse(large >= f.needs.GPUs, "vram", uint64(need), uint64(left(most)),
+		"needs %v of VRAM on %s; %s", need, where, rest)
 }
 
 // sharedVRAM is what the run leaves of the machine's memory for the devices that
 // have none of their own: one byte does not count as both.
 func (f *fit) sharedVRAM() task.Bytes { return sub(f.memory, f.needs.Memory) }
-
-// unify bounds a device's memory by the machine's, whose part it is.
-func (d *device) unify(memory, shared task.Bytes) {
-	if d.VRAM == 0 { // the driver does not tell a part of its own
-		d.VRAM, d.free = memory, shared
-	}
-	d.free = min(d.free, shared)
-}
 
 // fullest orders devices: those with memory of their own before those that
 // share the machine's, those that tell it before those that do not, and the
@@ -132,16 +190,6 @@ func fullest(a, b device) int {
 		trueFirst(a.VRAM > 0, b.VRAM > 0),
 		cmp.Compare(a.free, b.free),
 	)
-}
-
-func keep(list []device, ok func(device) bool) []device {
-	var out []device
-	for _, d := range list {
-		if ok(d) {
-			out = append(out, d)
-		}
-	}
-	return out
 }
 
 // isModel reports whether one of the phrases is in the name of a model, as
@@ -174,7 +222,7 @@ func gpuCount(n int) string {
 }
 
 // models lists the models of devices, each once.
-func models(list []device) string {
+func models(list []*device) string {
 	var out []string
 	for _, d := range list {
 		if !slices.Contains(out, d.Model) {

@@ -3,15 +3,15 @@
 //
 // It is pure: facts in, verdicts out; no I/O, no clock, no chance. The order in
 // which it is given the machines does not matter. [Check] is one machine's part
-// of [Choose]. The submitter calls Choose on its view of the mesh to predict;
+// of [Choose], and [Index] decides the same among many machines, fast. The submitter calls Choose on its view of the mesh to predict;
 // the executor calls Check on its own facts to decide. As it is the same code,
 // the two can only differ where the facts do.
 //
 // Every machine gets a verdict. One that does not fit gets every check that it
 // fails, not the first one only, and each says what would be needed, what there
-// is, and whether another time could be better. One that fits gets a score,
-// which is best fit: the less is left over, the better, so that what is large
-// or rare stays free for the run that needs it.
+// is, and whether another time could be better. One that fits gets a score: how
+// soon the run could start there; how well it packs, so that what is large or
+// rare stays free for the run that needs it; and what people prefer.
 package place
 
 import (
@@ -28,14 +28,13 @@ import (
 )
 
 // Choose returns the verdict on every machine for a run of owner's, the best
-// first. now is the clock that [fleet.Node.LiveAt] was told by.
+// first, where nothing is known of what runs usually ask for. now is the clock
+// that [fleet.Node.LiveAt] was told by. Who decides often has an [Index].
 func Choose(spec *task.Spec, owner string, nodes []fleet.Node, now time.Time) task.Ranking {
-	out := make(task.Ranking, len(nodes))
-	for i := range nodes {
-		out[i] = judge(spec, owner, &nodes[i], now)
-	}
-	slices.SortFunc(out, better)
-	return out
+	ix := NewIndex(NewWorkload(nil))
+	ix.Update(nodes)
+	list, _ := ix.Choose(spec, owner, now, 0, nil)
+	return list
 }
 
 // Check returns every reason why a machine cannot take a run of owner's now,
@@ -43,24 +42,24 @@ func Choose(spec *task.Spec, owner string, nodes []fleet.Node, now time.Time) ta
 // hold of the machine, which only the machine itself knows; the terms for other
 // owners count it.
 func Check(spec *task.Spec, owner string, node *fleet.Node, held task.Needs, now time.Time) ([]task.Reason, []string) {
-	f := check(spec, owner, node, held, now)
+	f := newScale(NewWorkload(nil)).check(spec, owner, node, held, now)
 	if len(f.reasons) > 0 {
 		return f.reasons, nil
 	}
 	return nil, f.uuids()
 }
 
-func judge(spec *task.Spec, owner string, node *fleet.Node, now time.Time) task.Verdict {
+func (sc *scale) judge(spec *task.Spec, owner string, node *fleet.Node, now time.Time) task.Verdict {
 	v := task.Verdict{Node: node.ID, Name: node.Name, Owner: node.Owner}
 	if !node.Self && node.Live != nil {
 		v.AgeMS = max(0, now.Sub(node.LiveAt).Milliseconds())
 	}
-	f := check(spec, owner, node, task.Needs{}, now)
+	f := sc.check(spec, owner, node, task.Needs{}, now)
 	if len(f.reasons) > 0 {
 		v.Reasons = f.reasons
 		return v
 	}
-	v.Fits, v.Devices, v.Parts = true, f.uuids(), f.score(owner)
+	v.Fits, v.Devices, v.Parts = true, f.uuids(), f.score()
 	for _, p := range v.Parts {
 		v.Score += p.Points
 	}

@@ -291,7 +291,7 @@ func TestChooseOrder(t *testing.T) {
 		{"CPU work leaves GPUs alone", task.Needs{CPU: 4000}, []fleet.Node{machine(1, cores(4), gpu("L4", 24*g, 24*g)), machine(2, cores(64))}, "2 1"},
 		{"a busy GPU is not wasted", task.Needs{CPU: 4000}, []fleet.Node{machine(1, gpu("L4", 24*g, 24*g)), machine(2, gpu("L4", 24*g, 24*g), hold(0))}, "2 1"},
 		{"smallest GPU that fits", task.Needs{VRAM: 20 * g}, []fleet.Node{machine(1, gpu("H100", 80*g, 80*g)), machine(2, gpu("L4", 24*g, 24*g)), machine(3, gpu("T4", 16*g, 16*g))}, "2 1 3"},
-		{"fewest GPUs left", task.Needs{GPUs: 1}, []fleet.Node{machine(1, gpu("L4", 24*g, 24*g), gpu("L4", 24*g, 24*g)), machine(2, gpu("L4", 24*g, 24*g))}, "2 1"},
+		{"fewest GPUs left", task.Needs{GPUs: 1}, []fleet.Node{machine(1, cores(32), gpu("L4", 24*g, 24*g), gpu("L4", 24*g, 24*g)), machine(2, cores(32), gpu("L4", 24*g, 24*g))}, "2 1"},
 		{"nearest", task.Needs{}, []fleet.Node{machine(1, rtt(80*time.Millisecond)), machine(2, rtt(0)), machine(3, rtt(time.Millisecond))}, "3 1 2"},
 		{
 			"own before another's",
@@ -338,43 +338,43 @@ func TestVerdict(t *testing.T) {
 			fmt.Fprintf(&got, "  %d %s: %s\n", p.Points, p.Name, p.Text)
 		}
 	}
-	want := `node-3 750 (0 ms)
-  50 cpu: leaves 6 of 8 cores
-  100 memory: leaves 8 GiB of 16 GiB
-  500 gpu: has no GPU to leave idle
-  40 owner: belongs to the same owner
-  60 path: is this machine
-node-2 690 (2000 ms)
-  50 cpu: leaves 6 of 8 cores
-  100 memory: leaves 8 GiB of 16 GiB
-  500 gpu: has no GPU to leave idle
-  40 owner: belongs to the same owner
+	want := `node-3 4258 (0 ms)
+  3600 start: starts in about 0.1 s or less
+  500 packing: has no GPU to leave idle
+  100 owner: belongs to the same owner
+  50 path: is this machine
+  8 cpu: leaves 6 of 8 cores
+node-2 4208 (2000 ms)
+  3600 start: starts in about 0.1 s or less
+  500 packing: has no GPU to leave idle
+  100 owner: belongs to the same owner
   0 path: no path is known
-node-4 690 (2000 ms)
-  50 cpu: leaves 6 of 8 cores
-  100 memory: leaves 8 GiB of 16 GiB
-  500 gpu: has no GPU to leave idle
-  40 owner: belongs to the same owner
-  0 path: has not answered lately
-node-5 690 (2000 ms)
-  50 cpu: leaves 6 of 8 cores
-  100 memory: leaves 8 GiB of 16 GiB
-  500 gpu: has no GPU to leave idle
-  40 owner: belongs to the same owner
+  8 cpu: leaves 6 of 8 cores
+node-5 4208 (2000 ms)
+  3600 start: starts in about 0.1 s or less
+  500 packing: has no GPU to leave idle
+  100 owner: belongs to the same owner
   0 path: lan path, round trip not measured
-node-1 247 (2000 ms)
-  50 cpu: leaves 6 of 8 cores
-  100 memory: leaves 8 GiB of 16 GiB
-  0 gpu: leaves 1 of 1 GPU idle
-  40 owner: belongs to the same owner
-  57 path: lan path, round trip 1ms
+  8 cpu: leaves 6 of 8 cores
+node-1 4156 (2000 ms)
+  3600 start: starts in about 0.1 s or less
+  400 packing: leaves 1 GPU idle, 60 % of it useless to a usual run
+  100 owner: belongs to the same owner
+  48 path: lan path, round trip 1ms
+  8 cpu: leaves 6 of 8 cores
+node-4 1808 (2000 ms)
+  1200 start: starts in about 10.0 s
+  500 packing: has no GPU to leave idle
+  100 owner: belongs to the same owner
+  0 path: has not answered lately
+  8 cpu: leaves 6 of 8 cores
 `
 	if got.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", got.String(), want)
 	}
 	v := Choose(spec(task.Needs{VRAM: 10 * g}), "alice", nodes[:1], noon)[0]
-	if last := v.Parts[3]; last.Text != "leaves 14 GiB of 24 GiB of VRAM" || !slices.Equal(v.Devices, []string{"GPU-0"}) {
-		t.Errorf("%+v %q", last, v.Devices)
+	if p := v.Parts[1]; p.Text != "leaves 14 GiB of 24 GiB of VRAM, leaves no GPU idle" || !slices.Equal(v.Devices, []string{"GPU-0"}) {
+		t.Errorf("%+v %q", p, v.Devices)
 	}
 }
 

@@ -1,69 +1,210 @@
 package place
 
 import (
-	"strconv"
+	"fmt"
 	"time"
 
 	"github.com/balanceai/balance/exec/fleet"
 	"github.com/balanceai/balance/exec/task"
 )
 
-// What each part of a score can give; together 1000. The fit outweighs who owns
-// the machine and how far it is. For a run that asks for no GPU, the GPUs that
-// it would leave idle weigh as much as GPUs and VRAM do for one that asks.
+// What the parts of a score give. The unit is one level of packing, which is
+// [levelPoints]. A run that could start twice as soon goes there; else packing
+// decides, unless a preference outweighs it; what is then still equal goes to
+// the machine that is nearer, and has the least CPU left over.
 const (
-	cpuPoints    = 200
-	memoryPoints = 200
-	gpuPoints    = 300
-	vramPoints   = 200
-	ownerPoints  = 40
-	pathPoints   = 60
+	levelPoints = 10
+	startPoints = 60 * levelPoints // for each halving of the time to start
+	slowest     = 6                // halvings that count: after a minute, late is late
+	ownerPoints = 10 * levelPoints
+	wishPoints  = 20 * levelPoints // for a label that the run prefers
+	nearPoints  = 5 * levelPoints
+	fitPoints   = levelPoints - 1
 )
 
 // halfPath is the round trip that halves the points for the path: about that
 // between two towns of one country.
 const halfPath = 20 * time.Millisecond
 
-// score returns the parts of the machine's score for a run of owner's. It is
-// asked only where the run fits.
-func (f *fit) score(owner string) []task.Part {
-	o, n := f.offer, f.needs
-	cpu, memory := f.cpu-n.CPU, f.memory-n.Memory
-	parts := make([]task.Part, 0, 6)
-	parts = append(parts,
-		fill("cpu", cpuPoints, fraction(cpu, o.CPU), "leaves "+cpu.String()+" of "+o.CPU.String()+" cores"),
-		fill("memory", memoryPoints, fraction(memory, o.Memory), "leaves "+memory.String()+" of "+o.Memory.String()))
-	parts = f.scoreGPUs(parts)
-	return append(parts, f.scoreOwner(owner), f.scorePath())
+// What a link is taken to carry, in bytes a second, as nothing is measured
+// before there is something to send; and what else costs time.
+const (
+	lanRate      = 60e6
+	directRate   = 8e6
+	relayRate    = 2e6
+	imageStart   = 500 * time.Millisecond
+	suspectStart = 10 * time.Second // a machine that has not answered lately may be gone
+)
+
+// score returns the parts of the machine's score for a run. It is asked only
+// where the run fits.
+func (f *fit) score() []task.Part {
+	start, why := f.start()
+	parts := []task.Part{
+		{Name: "start", Text: "starts in about " + seconds(start) + why, Points: startScore(start)},
+		f.scorePacking(),
+		f.scoreOwner(),
+	}
+	if len(f.spec.Prefer) > 0 {
+		parts = append(parts, f.scoreWishes())
+	}
+	left := f.cpu - f.needs.CPU
+	return append(parts, f.scorePath(), task.Part{
+		Name: "cpu", Text: "leaves " + left.String() + " of " + f.offer.CPU.String() + " cores", Points: f.fitScore(),
+	})
 }
 
-func (f *fit) scoreGPUs(parts []task.Part) []task.Part {
-	if len(f.pool) == 0 {
-		return append(parts, task.Part{Name: "gpu", Text: "has no GPU to leave idle", Points: gpuPoints + vramPoints})
+// total returns the sum of the parts of the score, without their words.
+func (f *fit) total() int {
+	start, _ := f.start()
+	return startScore(start) + f.packs(f.devices)*levelPoints + f.scoreOwner().Points + f.scoreWishes().Points + f.nearScore() + f.fitScore()
+}
+
+// start estimates when the run could start: what has to travel to the machine
+// first, over the path to it.
+func (f *fit) start() (time.Duration, string) {
+	var size task.Bytes
+	for _, in := range f.spec.Inputs {
+		size += in.Size
 	}
-	idle := -len(f.devices)
-	for i := range f.pool {
-		if !f.pool[i].held {
-			idle++
+	var wait time.Duration
+	if f.spec.Driver == task.DriverImage {
+		wait += imageStart
+	}
+	if f.node.Self {
+		return wait, ""
+	}
+	if f.node.State == fleet.Suspect {
+		wait += suspectStart
+	}
+	rate, way := directRate, "directly"
+	switch f.node.Path.Kind {
+	case fleet.PathLAN:
+		rate, way = lanRate, "on the local network"
+	case fleet.PathRelay, fleet.PathTCP, fleet.PathNone:
+		rate, way = relayRate, "over a slow path"
+	}
+	wait += 2*f.node.Path.RTT + time.Duration(float64(size)/rate*float64(time.Second))
+	if size == 0 {
+		return wait, ""
+	}
+	return wait, fmt.Sprintf(", with %v to send %s", size, way)
+}
+
+// startScore gives points for each halving, from a minute down to a second.
+func startScore(d time.Duration) int {
+	late := 0
+	for s := d.Seconds(); s >= 1 && late < slowest; s /= 2 {
+		late++
+	}
+	return (slowest - late) * startPoints
+}
+
+func seconds(d time.Duration) string {
+	if d < 100*time.Millisecond {
+		return "0.1 s or less"
+	}
+	return fmt.Sprintf("%.1f s", d.Seconds())
+}
+
+// scorePacking says what of the machine usual runs could not use any more.
+func (f *fit) scorePacking() task.Part {
+	p := task.Part{Name: "packing", Points: f.packs(f.devices) * levelPoints}
+	if len(f.pool) == 0 {
+		p.Text = "has no GPU to leave idle"
+		return p
+	}
+	idle, useless := f.scale.workload.fragmented(f.stand, int64(f.cpu)-int64(f.needs.CPU), f.claims(f.devices))
+	if len(f.devices) > 0 {
+		p.Text = f.vramLeft()
+	}
+	if idle == 0 {
+		p.Text += "leaves no GPU idle"
+		return p
+	}
+	p.Text += fmt.Sprintf("leaves %s idle, %.0f %% of it useless to a usual run", devices(idle), 100*useless/float64(idle))
+	return p
+}
+
+// vramLeft says what the run leaves of its devices' memory, as the beginning of a
+// sentence.
+func (f *fit) vramLeft() string {
+	var free, all task.Bytes
+	for _, d := range f.devices {
+		free += d.free - f.vram(d)
+		all += d.VRAM
+	}
+	if all == 0 {
+		return ""
+	}
+	return fmt.Sprintf("leaves %v of %v of VRAM, ", free, all)
+}
+
+// devices writes thousandths of devices.
+func devices(n int) string {
+	if n == whole {
+		return "1 GPU"
+	}
+	return fmt.Sprintf("%.4g GPUs", float64(n)/whole)
+}
+
+func (f *fit) scoreOwner() task.Part {
+	if f.node.Owner == f.owner {
+		return task.Part{Name: "owner", Text: "belongs to the same owner", Points: ownerPoints}
+	}
+	return task.Part{Name: "owner", Text: "belongs to " + f.node.Owner}
+}
+
+// scoreWishes gives points for labels that the run prefers, the first ones more.
+func (f *fit) scoreWishes() task.Part {
+	for i, l := range f.spec.Prefer {
+		if miss := missing([]string{l}, f.offer.Has); len(miss) == 0 {
+			return task.Part{Name: "prefer", Text: "has the label " + l, Points: wishPoints / (i + 1)}
 		}
 	}
-	left, text := fraction(idle, len(f.pool)), "leaves "+strconv.Itoa(idle)+" of "+gpuCount(len(f.pool))+" idle"
-	if len(f.devices) == 0 {
-		return append(parts, fill("gpu", gpuPoints+vramPoints, left, text))
-	}
-	var free, total task.Bytes
-	for _, d := range f.devices {
-		free += d.free - f.needs.VRAM
-		total += d.VRAM
-	}
-	return append(parts,
-		fill("gpu", gpuPoints, left, text),
-		fill("vram", vramPoints, fraction(free, total), "leaves "+free.String()+" of "+total.String()+" of VRAM"))
+	return task.Part{Name: "prefer", Text: "has no label that the run prefers"}
 }
 
-// fill gives the more points the less is left over.
-func fill(name string, points int, left float64, text string) task.Part {
-	return task.Part{Name: name, Text: text, Points: int(float64(points)*(1-left) + 0.5)}
+// fitScore gives the more the less CPU is left over.
+func (f *fit) fitScore() int {
+	const half = 64 * task.Core
+	return int(fitPoints * half / (half + f.cpu - f.needs.CPU))
+}
+
+func (f *fit) scorePath() task.Part {
+	part := task.Part{Name: "path", Points: f.nearScore()}
+	p := f.node.Path
+	switch {
+	case f.node.Self:
+		part.Text = "is this machine"
+	case f.node.State == fleet.Suspect:
+		part.Text = "has not answered lately"
+	case p.Kind == fleet.PathRelay:
+		part.Text = "reached through " + p.Via
+	case p.Kind != fleet.PathLAN && p.Kind != fleet.PathDirect && p.Kind != fleet.PathTCP:
+		part.Text = "no path is known"
+	case p.RTT <= 0:
+		part.Text = p.Kind + " path, round trip not measured"
+	default:
+		part.Text = p.Kind + " path, round trip " + short(p.RTT).String()
+	}
+	return part
+}
+
+func (f *fit) nearScore() int {
+	p := f.node.Path
+	near := nearPoints / (1 + float64(p.RTT)/float64(halfPath))
+	switch {
+	case f.node.Self:
+		return nearPoints
+	case f.node.State == fleet.Suspect || p.RTT <= 0:
+		return 0
+	case p.Kind == fleet.PathRelay:
+		near /= 2
+	case p.Kind != fleet.PathLAN && p.Kind != fleet.PathDirect:
+		return 0
+	}
+	return int(near + 0.5)
 }
 
 // fraction is part of whole, from 0 to 1, whatever a machine claims; 1 where the
@@ -73,34 +214,6 @@ func fraction[T int | task.CPU | task.Bytes](part, whole T) float64 {
 		return 1
 	}
 	return float64(part) / float64(whole)
-}
-
-func (f *fit) scoreOwner(owner string) task.Part {
-	if f.node.Owner == owner {
-		return task.Part{Name: "owner", Text: "belongs to the same owner", Points: ownerPoints}
-	}
-	return task.Part{Name: "owner", Text: "belongs to " + f.node.Owner}
-}
-
-func (f *fit) scorePath() task.Part {
-	p := f.node.Path
-	switch {
-	case f.node.Self:
-		return task.Part{Name: "path", Text: "is this machine", Points: pathPoints}
-	case f.node.State == fleet.Suspect:
-		return task.Part{Name: "path", Text: "has not answered lately"}
-	case p.Kind == fleet.PathRelay:
-		return task.Part{Name: "path", Text: "reached through " + p.Via, Points: int(pathPointsFor(p.RTT)/2 + 0.5)}
-	case p.Kind != fleet.PathLAN && p.Kind != fleet.PathDirect:
-		return task.Part{Name: "path", Text: "no path is known"}
-	case p.RTT <= 0:
-		return task.Part{Name: "path", Text: p.Kind + " path, round trip not measured"}
-	}
-	return task.Part{Name: "path", Text: p.Kind + " path, round trip " + short(p.RTT).String(), Points: int(pathPointsFor(p.RTT) + 0.5)}
-}
-
-func pathPointsFor(rtt time.Duration) float64 {
-	return pathPoints / (1 + float64(rtt)/float64(halfPath))
 }
 
 // short keeps two or three digits of a round trip.

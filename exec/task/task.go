@@ -59,6 +59,7 @@ type Spec struct {
 	Node     string            `cbor:"11,keyasint,omitempty" json:"node,omitempty"`     // name or id of the one machine that may run it
 	Stdin    bool              `cbor:"12,keyasint,omitempty" json:"stdin,omitempty"`    // standard input follows
 	Detached bool              `cbor:"13,keyasint,omitempty" json:"detached,omitempty"` // nobody waits at a terminal
+	Prefer   []string          `cbor:"14,keyasint,omitempty" json:"prefer,omitempty"`   // labels of machines that the run had rather be on, the most wanted first
 
 	// Isolation is the weakest level that will do, of package isolate; empty for
 	// what the machine's owner wants.
@@ -82,6 +83,7 @@ type Needs struct {
 	OS        []string `cbor:"8,keyasint,omitempty" json:"os,omitempty"`         // any of these GOOS values
 	Labels    []string `cbor:"9,keyasint,omitempty" json:"labels,omitempty"`     // all of them
 	Engines   []string `cbor:"10,keyasint,omitempty" json:"engines,omitempty"`   // all of them, such as ollama
+	Share     int      `cbor:"11,keyasint,omitempty" json:"gpu_share,omitempty"` // thousandths of each device, beside other runs of its owner; 0: all of it
 }
 
 // Held returns the needs with what is implied written out: what a machine
@@ -93,7 +95,7 @@ func (n Needs) Held() Needs {
 	if n.Memory == 0 {
 		n.Memory = DefaultMemory
 	}
-	if n.GPUs == 0 && (n.VRAM > 0 || len(n.GPUModels) > 0) {
+	if n.GPUs == 0 && (n.VRAM > 0 || len(n.GPUModels) > 0 || n.Share > 0) {
 		n.GPUs = 1
 	}
 	return n
@@ -143,6 +145,8 @@ func (s *Spec) Check() error {
 		return errors.New("driver image without an image")
 	case s.Needs.GPUs < 0 || s.Needs.GPUs > 1024:
 		return fmt.Errorf("%d GPUs", s.Needs.GPUs)
+	case s.Needs.Share < 0 || s.Needs.Share >= 1000:
+		return fmt.Errorf("%d thousandths of a GPU", s.Needs.Share)
 	case s.Limits.Time < 0:
 		return fmt.Errorf("time limit %v", s.Limits.Time)
 	case s.Limits.PIDs < 0 || s.Limits.PIDs > 0 && s.Limits.PIDs < MinPIDs:

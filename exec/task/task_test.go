@@ -49,12 +49,12 @@ func fullSpec() Spec {
 		Env: map[string]string{"A": "1", "B": "2"},
 		Needs: Needs{
 			CPU: 1500, Memory: 3 * GiB, Disk: GiB, GPUs: 2, VRAM: 24 * GiB, GPUModels: []string{"L4"}, Arch: []string{"amd64"}, OS: []string{"linux"},
-			Labels: []string{"lab"}, Engines: []string{"ollama"},
+			Labels: []string{"lab"}, Engines: []string{"ollama"}, Share: 250,
 		},
 		Inputs:  []Input{{Path: "in", Tree: [32]byte{2}, Size: 5, Kind: KindFolder}, {Path: "x/y", Tree: [32]byte{3}, Kind: KindFile}},
 		Outputs: []string{"out", "report.md"}, Node: "hydra", Stdin: true, Detached: true,
-		Limits:    Limits{Time: time.Hour, Output: MiB, Memory: GiB, CPU: Core, PIDs: 100, Disk: TiB},
-		Isolation: LevelSandbox, Network: []string{"example.org"},
+		Limits: Limits{Time: time.Hour, Output: MiB, Memory: GiB, CPU: Core, PIDs: 100, Disk: TiB},
+		Prefer: []string{"quiet"}, Isolation: LevelSandbox, Network: []string{"example.org"},
 	}
 }
 

@@ -37,6 +37,12 @@ func (b Bytes) String() string {
 	return fmt.Sprintf("%d B", uint64(b))
 }
 
+// Part returns so many thousandths of an amount.
+func (b Bytes) Part(thousandths int) Bytes {
+	n := Bytes(thousandths)
+	return b/1000*n + b%1000*n/1000 // no product that could wrap
+}
+
 // ParseBytes reads "4GiB", "4 GB", "512M", "1.5g" or a plain number of bytes.
 // K, M, G and T alone are binary, as memory is sold; KB, MB, GB and TB are
 // decimal.
@@ -80,6 +86,19 @@ func ParseCPU(s string) (CPU, error) {
 		return 0, fmt.Errorf("%q is no number of cores: write it like 2, 0.5 or 500m", s)
 	}
 	return CPU(math.Ceil(n - 1e-6)), nil // 256.045 cores are 256045.00000000003 thousandths
+}
+
+// ParseShare reads a part of a device, "0.25" or "25%", as thousandths.
+func ParseShare(s string) (int, error) {
+	number, percent := strings.CutSuffix(strings.TrimSpace(s), "%")
+	n, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
+	if percent {
+		n /= 100
+	}
+	if err != nil || !(n >= 0.001 && n < 1) {
+		return 0, fmt.Errorf("%.40q is no part of a device: write it like 0.25 or 25%%", s)
+	}
+	return int(n*1000 + 0.5), nil
 }
 
 // ParseDuration reads what [time.ParseDuration] does, and days as "2d". The

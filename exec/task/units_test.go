@@ -115,3 +115,28 @@ func TestFormatDuration(t *testing.T) {
 		}
 	}
 }
+
+func TestParseShare(t *testing.T) {
+	for in, want := range map[string]int{"0.25": 250, "25%": 250, " 33.3 %": 333, "0.001": 1, "0.999": 999} {
+		if got, err := ParseShare(in); got != want || err != nil {
+			t.Errorf("%q: %d, %v", in, got, err)
+		}
+	}
+	for _, in := range []string{"", "0", "1", "100%", "-0.5", "NaN", "Inf", "x", "0.0001", "%"} {
+		if got, err := ParseShare(in); err == nil {
+			t.Errorf("%q: %d", in, got)
+		}
+	}
+}
+
+func TestPart(t *testing.T) {
+	for _, tc := range []struct {
+		all  Bytes
+		part int
+		want Bytes
+	}{{0, 500, 0}, {24 * GiB, 500, 12 * GiB}, {1001, 500, 500}, {math.MaxUint64, 999, math.MaxUint64/1000*999 + 614}} {
+		if got := tc.all.Part(tc.part); got != tc.want {
+			t.Errorf("%d of %d: %d, want %d", tc.part, tc.all, got, tc.want)
+		}
+	}
+}

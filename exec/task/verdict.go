@@ -44,6 +44,15 @@ type Verdict struct {
 	Devices []string    `cbor:"9,keyasint,omitempty" json:"devices,omitempty"` // GPUs that would be used, by UUID; the executor decides
 }
 
+// Change is what would have to be different for a run to fit on a machine.
+type Change struct {
+	Node identity.ID `json:"id"`
+	Name string      `json:"node"`
+	Rule string      `json:"rule"` // of the one [Reason] against it
+	Text string      `json:"text"` // for people
+	Miss float64     `json:"-"`    // how much it is missed by; 1 is as much again
+}
+
 // Ranking is every machine's verdict, the best first, those that do not fit
 // last.
 type Ranking []Verdict
