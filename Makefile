@@ -33,7 +33,7 @@ check: ## format, vet, lint, layers, other systems, tidy modules
 	@for f in $$(git ls-files '*.sh' .ci/run); do bash -n "$$f" || exit 1; done
 
 e2e: build ## the real program, several nodes at a time, in network namespaces too (root)
-	BALANCE_REQUIRE=1 BALANCE_LAB=1 $(GO) test -count=1 -timeout 20m ./cmd/balance ./discovery ./mesh/...
+	BALANCE_REQUIRE=1 BALANCE_LAB=1 $(GO) test -count=1 -timeout 20m ./cmd/balance ./discovery ./mesh/... ./exec/cgroup ./exec/isolate ./exec/run
 	BALANCE_CHAOS=100 $(GO) test -count=1 -timeout 10m -run TestChaos ./exec/run
 
 chaos: ## 1,000 kills of nodes, supervisors and programs in mid-run (Linux)

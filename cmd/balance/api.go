@@ -37,6 +37,7 @@ type statusReply struct {
 	Interface  string      `json:"interface,omitempty"`   // for programs of the host
 	Names      string      `json:"names,omitempty"`       // the domain that the host's resolver asks the node about
 	NamesError string      `json:"names_error,omitempty"` // why it does not
+	NoSandbox  string      `json:"no_sandbox,omitempty"`  // why this machine cannot build one
 	RulesError string      `json:"rules_error,omitempty"` // rules.yaml as it is now is not in force
 }
 

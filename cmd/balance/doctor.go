@@ -76,6 +76,9 @@ func ofThisNode(e *exam) (out []finding) {
 	if e.status.RulesError != "" {
 		out = append(out, finding{levelProblem, "the file rules.yaml is not in force, an older state of it is: " + e.status.RulesError, "correct it; see with: balance offer"})
 	}
+	if e.status.NoSandbox != "" && e.status.Offers {
+		out = append(out, finding{levelNote, "this machine has no sandbox, so it takes other owners' runs only where its rules trust them: " + e.status.NoSandbox, "see docs/isolation.md; on Debian: apt-get install bubblewrap"})
+	}
 	if e.status.NamesError != "" {
 		out = append(out, finding{levelWarning, "programs of this host do not find machines by name: " + e.status.NamesError, "see docs/dns.md"})
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/balanceai/balance/exec/agent"
 	"github.com/balanceai/balance/exec/fleet"
+	"github.com/balanceai/balance/exec/isolate"
 	"github.com/balanceai/balance/exec/place"
 	"github.com/balanceai/balance/exec/run"
 	"github.com/balanceai/balance/exec/task"
@@ -34,6 +35,8 @@ type facts struct {
 	log       *slog.Logger
 	probe     *fleet.Probe
 	sampler   *fleet.Sampler
+	holds     []string                // limits that hold for all of a run together
+	machine   *isolate.Machine        // what it can put between itself and a run
 	reachable func() []netip.AddrPort // TCP addresses at which this machine relays; nil: none
 
 	mu       sync.Mutex
@@ -71,7 +74,11 @@ func newFacts(ctx context.Context, h home, self identity.ID, db *store.Store, wh
 		f.probe.Close()
 		return nil, hint(err, "the node starts when its rules are sound: nobody else may guess what the owner meant")
 	}
-	f.rules = rules
+	f.rules, f.holds = rules, run.Groups(self).Can().Holds()
+	f.machine = isolate.Detect(ctx, h.path(sandboxDir))
+	if f.machine.Level() != isolate.Sandbox {
+		log.Warn("this machine has no sandbox: it takes no runs of other owners but those that its rules trust", "why", f.machine.Why)
+	}
 	f.measure(ctx)
 	return f, nil
 }
@@ -95,7 +102,8 @@ func (f *facts) complete() {
 	f.offer.Labels = f.rules.Labels
 	f.offer.Drivers = []string{task.DriverProcess}
 	f.offer.Terms = f.rules.Terms
-	f.offer.Isolation = isolation
+	f.offer.Isolation = f.machine.Level()
+	f.offer.Holds = f.holds
 	f.offer.Streams = f.streams
 	f.offer.Program = version
 	f.offer.Services = f.services
@@ -112,10 +120,6 @@ func (f *facts) serve(services []fleet.Service) {
 	default: // run is about to look
 	}
 }
-
-// isolation is the strongest wall between this machine and another owner's run
-// that this version can build.
-const isolation = "none"
 
 // current returns the offer, and why the rules as they are now are not in
 // force, if so.
@@ -261,7 +265,24 @@ func (f *facts) admit(ask run.Ask) (run.Grant, []task.Reason) {
 		return run.Grant{}, []task.Reason{task.Reasonf("terms", "the owner's terms cannot be read: %v", err)}
 	}
 	reasons, devices := place.Check(ask.Spec, from.Owner, &node, own, time.Now())
-	return run.Grant{Devices: devices, Policy: sha256.Sum256(terms)}, reasons
+	grant := run.Grant{Devices: devices, Policy: sha256.Sum256(terms), Isolation: node.Offer.Terms.Level(from.Owner, node.Owner)}
+	if from.Owner != node.Owner {
+		grant.Limits, grant.Network = othersLimits(ask.Spec.Needs.Held()), []string{}
+	}
+	return grant, reasons
+}
+
+// What a run of another owner gets, where it does not say what it needs.
+const (
+	othersPIDs = 1024
+	othersDisk = 1 * task.GiB
+)
+
+// othersLimits hold a run of another owner to what it has said that it needs, by
+// which the owner's rules have let it in. Nobody is held to less than one core:
+// a program that is starved takes its place for longer.
+func othersLimits(n task.Needs) task.Limits {
+	return task.Limits{Memory: n.Memory, CPU: max(n.CPU, task.Core), PIDs: othersPIDs, Disk: max(n.Disk, othersDisk)}
 }
 
 // held turns what the runner holds into what the fleet is told.

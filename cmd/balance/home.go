@@ -33,6 +33,7 @@ const (
 	proxyFile  = "proxy.sock"
 	blobsDir   = "blobs"
 	runsDir    = "runs"      // of runs on this machine
+	sandboxDir = "sandbox"   // what sandboxes need
 	followDir  = "submitted" // of runs that this machine submitted
 )
 

@@ -45,14 +45,19 @@ var layers = map[string][]string{
 	"exec/journal":      {"exec/task"},
 	"exec/spare":        {},
 	"exec/lease":        {},
-	"exec/supervise":    {"exec/lease"},
+	"exec/supervise":    {"exec/cgroup", "exec/isolate/launch", "exec/lease"},
 	"exec/blob":         {"exec/task", "mesh/wire"},
+	"exec/cgroup":       {},
+	"exec/egress":       {},
+	"exec/isolate":      {"exec/isolate/inside", "exec/isolate/launch", "exec/task"},
 	"exec/agent":        {"exec/task", "exec/policy"},
-	"exec/run":          {"exec/task", "exec/policy", "exec/journal", "exec/lease", "exec/spare", "exec/supervise", "exec/blob", "mesh/identity", "mesh/wire"},
+	"exec/run":          {"exec/task", "exec/policy", "exec/journal", "exec/lease", "exec/spare", "exec/supervise", "exec/blob", "exec/cgroup", "exec/egress", "exec/isolate", "exec/isolate/inside", "exec/isolate/launch", "mesh/identity", "mesh/wire"},
 	"exec/remote":       {"exec/task", "exec/blob", "exec/lease", "mesh/identity", "mesh/wire"},
 	"exec/dispatch":     {"exec/task", "exec/fleet", "exec/place", "exec/policy", "exec/journal", "exec/lease", "exec/spare", "exec/blob", "mesh/identity", "mesh/wire"},
 	"tui":               {"exec/task", "exec/fleet", "mesh/identity"},
 
+	"exec/isolate/launch":  {},
+	"exec/isolate/inside":  {"exec/isolate/launch"},
 	"mesh/meshtest/netlab": {},
 }
 

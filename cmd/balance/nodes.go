@@ -234,6 +234,23 @@ func (a *app) offerCommand() *cobra.Command {
 	}
 }
 
+// walls says what is between the machine and runs, and what holds them.
+func walls(f *fleet.Offer) string {
+	s := "no sandbox: as the user who runs the node"
+	if f.Isolation == task.LevelSandbox {
+		s = "sandbox"
+	}
+	for _, limit := range []string{"memory", "pids"} {
+		if !slices.Contains(f.Holds, limit) {
+			s += "; " + limit + " limited for each process alone, for want of control groups"
+		}
+	}
+	if !slices.Contains(f.Holds, "cpu") {
+		s += "; cpu not limited"
+	}
+	return s
+}
+
 func printOffer(w io.Writer, o *offerReply) error {
 	f := o.Offer
 	if !f.Terms.Offers {
@@ -257,6 +274,7 @@ func printOffer(w io.Writer, o *offerReply) error {
 		engines = append(engines, strings.TrimSpace(e.Name+" "+e.Version))
 	}
 	fmt.Fprintf(w, "  engines  %s\n  labels   %s\n", cmp.Or(strings.Join(engines, ", "), "none"), cmp.Or(strings.Join(f.Labels, ", "), "none"))
+	fmt.Fprintf(w, "  runs     %s\n", walls(f))
 	for _, line := range terms(f) {
 		fmt.Fprintf(w, "  to       %s\n", clean(line, false))
 	}

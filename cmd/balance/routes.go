@@ -184,6 +184,7 @@ func (l *localAPI) describeSelf() statusReply {
 		s.Mode = "tun"
 		s.Names, s.NamesError = l.split.state()
 	}
+	s.NoSandbox = l.facts.machine.Why
 	if rulesErr != nil {
 		s.RulesError = rulesErr.Error()
 	}

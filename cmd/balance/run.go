@@ -23,27 +23,30 @@ import (
 	"github.com/balanceai/balance/cmd/balance/quick"
 	"github.com/balanceai/balance/exec/agent"
 	"github.com/balanceai/balance/exec/blob"
+	"github.com/balanceai/balance/exec/egress"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/wire"
 )
 
 // draft is a run as a person asks for it, before its inputs are packed.
 type draft struct {
-	agent   string   // manifest, folder with one, or name
-	args    []string // appended to the agent's command
-	command []string // instead of an agent
-	needs   task.Needs
-	limits  task.Limits
-	env     map[string]string
-	inputs  []agent.Source
-	outputs []string
-	node    string
-	prefer  []string
-	stdin   bool // somebody pipes something in
-	noStdin bool // also where the manifest reads it
-	detach  bool
-	retry   task.Retry
-	lease   time.Duration
+	agent     string   // manifest, folder with one, or name
+	args      []string // appended to the agent's command
+	command   []string // instead of an agent
+	needs     task.Needs
+	limits    task.Limits
+	network   []string // hosts that it may reach out of a sandbox
+	isolation string   // at least; empty for what the machine's owner wants
+	env       map[string]string
+	inputs    []agent.Source
+	outputs   []string
+	node      string
+	prefer    []string
+	stdin     bool // somebody pipes something in
+	noStdin   bool // also where the manifest reads it
+	detach    bool
+	retry     task.Retry
+	lease     time.Duration
 }
 
 // compile makes the spec of a draft and puts its inputs into the blob store,
@@ -78,7 +81,16 @@ func (a *app) outline(d *draft) (task.Spec, []agent.Source, error) {
 		sources = instead(own, sources)
 	}
 	spec.Needs = override(spec.Needs, d.needs)
-	spec.Limits = task.Limits{Time: cmp.Or(d.limits.Time, spec.Limits.Time), Output: cmp.Or(d.limits.Output, spec.Limits.Output)}
+	spec.Limits = task.Limits{
+		Time: cmp.Or(d.limits.Time, spec.Limits.Time), Output: cmp.Or(d.limits.Output, spec.Limits.Output),
+		Memory: cmp.Or(d.limits.Memory, spec.Limits.Memory), CPU: cmp.Or(d.limits.CPU, spec.Limits.CPU),
+		PIDs: cmp.Or(d.limits.PIDs, spec.Limits.PIDs), Disk: cmp.Or(d.limits.Disk, spec.Limits.Disk),
+	}
+	spec.Isolation = cmp.Or(d.isolation, spec.Isolation)
+	spec.Network = append(slices.Clone(spec.Network), d.network...)
+	if _, err := egress.ParseAllow(spec.Network); err != nil {
+		return spec, nil, fail("usage", "", "network: %v", err)
+	}
 	spec.Outputs = append(spec.Outputs, d.outputs...)
 	spec.Node = cmp.Or(d.node, spec.Node)
 	if len(d.prefer) > 0 {
@@ -203,6 +215,12 @@ func draftFlags(f *pflag.FlagSet, d *draft) {
 	f.Var(unit[time.Duration]{&d.limits.Time, task.ParseDuration, "duration"}, "time-limit", "end the run after this long")
 	f.Var(unit[task.Retry]{&d.retry, task.ParseRetry, "never|on-loss"}, "retry", "start the run again elsewhere when its machine is lost (default: never; for detached agents that are idempotent, on-loss)")
 	f.Var(unit[time.Duration]{&d.lease, task.ParseDuration, "duration"}, "lease", "with --retry on-loss: how long its machine goes on without this one, and is waited for (default 5m)")
+	f.Var(unit[task.Bytes]{&d.limits.Memory, task.ParseBytes, "bytes"}, "memory-limit", "most memory of all its processes together")
+	f.Var(unit[task.CPU]{&d.limits.CPU, task.ParseCPU, "cores"}, "cpu-limit", "most time of the CPU, in cores")
+	f.IntVar(&d.limits.PIDs, "pids-limit", 0, "most processes and threads")
+	f.Var(unit[task.Bytes]{&d.limits.Disk, task.ParseBytes, "bytes"}, "disk-limit", "most that it writes into its folders")
+	f.StringSliceVar(&d.network, "network", nil, "host that it may reach out of a sandbox, like example.org, *.example.org or example.org:8443; repeatable")
+	f.StringVar(&d.isolation, "isolation", "", "process or sandbox; as the machine's owner wants if not given, or more")
 	f.StringToStringVarP(&d.env, "env", "e", nil, "environment variable, NAME=VALUE")
 	f.VarP(sources{&d.inputs}, "input", "i", "file or folder to take along, PATH or PATH:NAME")
 	f.StringSliceVarP(&d.outputs, "output", "o", nil, "file or folder to bring back")

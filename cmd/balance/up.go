@@ -276,7 +276,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 		return err
 	}
 	runner, err := run.Open(ctx, run.Config{
-		Dir: h.path(runsDir), Self: self, Name: who.me().Name, Ledger: db, Blobs: blobs, Log: log, Admit: facts.admit,
+		Dir: h.path(runsDir), Self: self, Name: who.me().Name, Ledger: db, Blobs: blobs, Log: log, Admit: facts.admit, Machine: facts.machine,
 		Fetch: func(ctx context.Context, from identity.ID, b wire.Hash, offset int64) (io.ReadCloser, error) {
 			if from == self {
 				return blobs.Open(b)

@@ -20,7 +20,9 @@
 //	  - report.sh                 # relative to the manifest
 //	  - {from: ../texts, to: texts}
 //	outputs: [report.md]          # what is brought back
-//	limits: {time: 10m, output: 64MiB}
+//	limits: {time: 10m, output: 64MiB, memory: 2GiB, cpu: 2, pids: 200, disk: 1GiB}
+//	network: {allow: [example.org, "*.example.org", "example.org:8443"]}   # out of a sandbox
+//	isolation: sandbox            # at least; else what the machine's owner wants
 //	place: {node: hydra,          # only there
 //	        prefer: [quiet]}      # or: rather where the owner has given this label
 //	stdin: true                   # standard input follows
@@ -53,7 +55,7 @@ const FileName = "agent.yaml"
 const maxInputs = 256
 
 // later are the keys of manifests that a version to come understands.
-var later = []string{"gang", "models", "network", "parameters", "secrets", "serve", "tools"}
+var later = []string{"gang", "models", "parameters", "secrets", "serve", "tools"}
 
 // Manifest is an agent that can be run.
 type Manifest struct {
@@ -145,6 +147,10 @@ func (r *reader) manifest(root *yaml.Node, m *Manifest) {
 			r.mapping(n, map[string]field{
 				"time":   value(r, &s.Limits.Time, "a length of time", task.ParseDuration),
 				"output": value(r, &s.Limits.Output, "an amount", task.ParseBytes),
+				"memory": value(r, &s.Limits.Memory, "an amount", task.ParseBytes),
+				"cpu":    value(r, &s.Limits.CPU, "a number of cores", task.ParseCPU),
+				"pids":   value(r, &s.Limits.PIDs, "a number of processes", strconv.Atoi),
+				"disk":   value(r, &s.Limits.Disk, "an amount", task.ParseBytes),
 			})
 		},
 		"place": func(n *yaml.Node) {
@@ -157,6 +163,10 @@ func (r *reader) manifest(root *yaml.Node, m *Manifest) {
 		"idempotent": value(r, &m.Idempotent, "true or false", parseBool),
 		"retry":      value(r, &s.Retry, "never or on-loss", task.ParseRetry),
 		"lease":      value(r, &s.Lease, "a length of time", task.ParseDuration),
+		"network": func(n *yaml.Node) {
+			r.mapping(n, map[string]field{"allow": words(r, &s.Network, "a host", filled)})
+		},
+		"isolation": value(r, &s.Isolation, "process or sandbox", parseLevel),
 	}
 	has := r.mapping(root, fields, later...)
 	if root.Kind == yaml.MappingNode {
@@ -376,6 +386,10 @@ func checkLabel(s string) error {
 		return fmt.Errorf("%q is no label: use up to 64 letters, digits and marks without spaces and commas", short(s))
 	}
 	return nil
+}
+
+func parseLevel(s string) (string, error) {
+	return s, oneOf([]string{task.LevelProcess, task.LevelSandbox})(s)
 }
 
 func parseBool(s string) (bool, error) {

@@ -33,7 +33,7 @@ relay: own
 # write here, and nothing without it.
 #others:
 #  - owner: ben        # or "*" for everybody
-#    isolation: none   # there is no sandbox yet: ben's programs run as you
+#    isolation: sandbox # or none: ben's programs run as you, with your files
 #    cpu: 4            # of all his runs together
 #    memory: 8GiB
 #    gpus: 1
@@ -100,6 +100,10 @@ func (r *reader) rules(root *yaml.Node, to *Rules) {
 	})
 }
 
+func parseIsolation(s string) (string, error) {
+	return s, oneOf([]string{policy.IsolationSandbox, policy.IsolationNone})(s)
+}
+
 func parseRelay(s string) (string, error) {
 	switch s {
 	case policy.RelayOwn, policy.RelayAll:
@@ -116,7 +120,7 @@ func (r *reader) grant(n *yaml.Node) (policy.Grant, bool) {
 	before := len(r.problems)
 	r.mapping(n, map[string]field{
 		"owner":     value(r, &g.Owner, "the name of a person", notEmpty),
-		"isolation": value(r, &g.Isolation, "none", text),
+		"isolation": value(r, &g.Isolation, "sandbox or none", parseIsolation),
 		"cpu":       value(r, &g.CPU, "a number of cores", task.ParseCPU),
 		"memory":    value(r, &g.Memory, "an amount", task.ParseBytes),
 		"gpus":      value(r, &g.GPUs, "a number of devices", parseCount),
@@ -135,25 +139,12 @@ func (r *reader) grant(n *yaml.Node) (policy.Grant, bool) {
 	if len(r.problems) > before {
 		return g, false
 	}
-	switch {
-	case g.Owner == "":
+	if g.Owner == "" {
 		r.fail(n, `name a person, or "*" for everybody`, "owner is missing")
-	case g.Isolation != policy.IsolationNone:
-		r.fail(n, "if that is what you want, add isolation: none", "this version has no sandbox: the programs of %s run as you, with your files", who(g.Owner))
-	default:
-		if err := (policy.Terms{Others: []policy.Grant{g}}).Check(); err != nil {
-			r.fail(n, "", "%v", err)
-		}
+	} else if err := (policy.Terms{Others: []policy.Grant{g}}).Check(); err != nil {
+		r.fail(n, "", "%v", err)
 	}
 	return g, len(r.problems) == before
-}
-
-// who names an owner in a sentence.
-func who(owner string) string {
-	if owner == policy.AnyOwner {
-		return "everybody in the mesh"
-	}
-	return short(owner)
 }
 
 func parseOffer(s string) (bool, error) {

@@ -41,9 +41,10 @@ type Offer struct {
 	Drivers   []string     `cbor:"11,keyasint,omitempty" json:"drivers"` // what can start a run here
 	Terms     policy.Terms `cbor:"12,keyasint" json:"terms"`             //
 	Zone      int          `cbor:"13,keyasint" json:"utc_offset_s"`      // the machine's time zone, for the hours in its terms
-	Isolation string       `cbor:"14,keyasint" json:"isolation"`         // the strongest for another owner's run
+	Isolation string       `cbor:"14,keyasint" json:"isolation"`         // the strongest level that it has, of package task
 	Program   string       `cbor:"15,keyasint" json:"program"`           // version of balance
 	Services  []Service    `cbor:"16,keyasint,omitempty" json:"services,omitempty"`
+	Holds     []string     `cbor:"24,keyasint,omitempty" json:"holds,omitempty"`   // limits that hold for all of a run together: memory, cpu, pids
 	Streams   []string     `cbor:"17,keyasint,omitempty" json:"streams,omitempty"` // TCP addresses at which it relays, where UDP does not pass; eight at most
 }
 

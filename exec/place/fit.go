@@ -138,6 +138,9 @@ func (f *fit) kind() {
 	if !slices.Contains(o.Drivers, f.spec.Driver) {
 		f.never("driver", 0, 0, "has no %s", driverName(f.spec.Driver))
 	}
+	if f.spec.Isolation == task.LevelSandbox && o.Isolation != task.LevelSandbox {
+		f.never("isolation", 0, 0, "has no sandbox")
+	}
 	if len(n.OS) > 0 && !slices.Contains(n.OS, o.OS) {
 		f.never("os", 0, 0, "%s is not %s", o.OS, either(n.OS))
 	}

@@ -42,8 +42,11 @@ func (t Terms) Relays(machine, from, to string) bool {
 	return t.Relay == RelayAll || t.Relay == RelayOwn && machine != "" && (from == machine || to == machine)
 }
 
-// Levels of isolation between a run and the machine.
+// Isolation of another owner's runs in a [Grant].
 const (
+	// IsolationSandbox is what they get where the owner does not say otherwise. A
+	// machine that cannot build one refuses them.
+	IsolationSandbox = "sandbox"
 	// IsolationNone runs another owner's program as the user who runs Balance.
 	IsolationNone = "none"
 )
@@ -51,7 +54,7 @@ const (
 // Grant is what one other owner may use at one time.
 type Grant struct {
 	Owner     string        `cbor:"1,keyasint" json:"owner"`                        // exact name, or "*" for every member
-	Isolation string        `cbor:"2,keyasint,omitempty" json:"isolation"`          // the weakest that will do
+	Isolation string        `cbor:"2,keyasint,omitempty" json:"isolation"`          // IsolationNone; else a sandbox
 	CPU       task.CPU      `cbor:"3,keyasint,omitempty" json:"cpu_milli"`          // of all its runs together
 	Memory    task.Bytes    `cbor:"4,keyasint,omitempty" json:"memory"`             // of all its runs together
 	GPUs      int           `cbor:"5,keyasint,omitempty" json:"gpus"`               // devices of all its runs together
@@ -71,7 +74,19 @@ type Question struct {
 	Limits    task.Limits
 	Held      task.Needs // what this owner's runs hold of the machine now; CPU, Memory and GPUs count
 	Now       time.Time  // the machine's clock, in its time zone
-	Isolation string     // the strongest that the machine has for this run
+	Isolation string     // the strongest level that the machine has, of package task
+}
+
+// Level returns the isolation that a run of an owner gets on a machine, a level
+// of package task. The run may ask for more.
+func (t Terms) Level(owner, machine string) string {
+	if owner == machine {
+		return task.LevelProcess
+	}
+	if g, ok := t.grant(owner); ok && g.Isolation == IsolationNone {
+		return task.LevelProcess
+	}
+	return task.LevelSandbox
 }
 
 // Ask returns every rule that forbids the run; none means that it is allowed.
@@ -114,7 +129,7 @@ func (g Grant) ask(q Question) []task.Reason {
 		r.Need, r.Have, r.Ever = need, have, ever
 		out = append(out, r)
 	}
-	if q.Isolation == "" || g.Isolation != q.Isolation {
+	if g.Isolation != IsolationNone && q.Isolation != task.LevelSandbox {
 		refuse(false, 0, 0, "has no sandbox for the run of another owner, and its terms do not grant %s isolation: none", q.Owner)
 	}
 	if q.Needs.CPU > left(g.CPU, q.Held.CPU) { // no sums: what a stranger asks for may be any number
@@ -170,8 +185,8 @@ func (t Terms) Check() error {
 		switch {
 		case seen[g.Owner]:
 			return fmt.Errorf("grant: owner %s is there twice", g.Owner)
-		case g.Isolation != "" && g.Isolation != IsolationNone:
-			return fmt.Errorf("grant: owner %s: unknown isolation %q: none is the only one that this version has", g.Owner, g.Isolation)
+		case g.Isolation != "" && g.Isolation != IsolationNone && g.Isolation != IsolationSandbox:
+			return fmt.Errorf("grant: owner %s: unknown isolation %q: it is sandbox or none", g.Owner, g.Isolation)
 		case g.CPU == 0 || g.Memory == 0:
 			return fmt.Errorf("grant: owner %s: say how much cpu and memory", g.Owner)
 		case g.GPUs < 0 || g.Time < 0:

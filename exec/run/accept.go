@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
+	"github.com/balanceai/balance/exec/isolate"
 	"github.com/balanceai/balance/exec/lease"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/wire"
@@ -237,8 +239,17 @@ func (r *Runner) admit(x *live) []task.Reason {
 	if len(reasons) > 0 {
 		return reasons
 	}
-	x.grant = grant
+	x.grant, x.level, x.limits = grant, level(&x.spec, grant), bounds(&x.spec, grant)
+	if isolate.Stronger(x.level, r.cfg.Machine.Level()) {
+		return []task.Reason{task.Reasonf("isolation", "has no %s for the run: %s", x.level, r.cfg.Machine.Why)}
+	}
 	x.use = Use{Run: x.id, From: x.from, Needs: x.spec.Needs.Held(), Devices: grant.Devices, Since: r.cfg.Now()}
+	if _, err := wayOut(x.spec.Network, grant.Network, r.cfg.Log); err != nil {
+		return []task.Reason{task.Reasonf("network", "cannot let the run out: %v", err)}
+	}
+	if x.level != isolate.Process && len(x.spec.Network) > 0 && grant.Network != nil && len(grant.Network) == 0 {
+		return []task.Reason{task.Reasonf("network", "its owner grants no network to the run, which asks for %s", strings.Join(x.spec.Network, ", "))}
+	}
 	return nil
 }
 

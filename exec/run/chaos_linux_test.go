@@ -86,11 +86,11 @@ func (c *chaos) life() {
 	time.Sleep(rand.N(120 * time.Millisecond))
 	switch c.victim {
 	case theSupervisor:
-		for _, pid := range worksIn(c.lab.Runner.folder(c.o.Run)) {
+		for _, pid := range worksIn(c.lab.folder(c.o.Run)) {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 	case theProgram:
-		for _, pid := range worksIn(filepath.Join(c.lab.Runner.folder(c.o.Run), "work")) {
+		for _, pid := range worksIn(filepath.Join(c.lab.folder(c.o.Run), "work")) {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 	case aPause:

@@ -10,6 +10,7 @@ import (
 // The folder of a run has in it:
 //
 //	events  its journal
+//	grant   what the owner's rules have granted it
 //	exit    the account of its end, where that is known before the ledger has it
 //	work    where the program works
 //	tmp     its TMPDIR
@@ -19,6 +20,8 @@ import (
 func (x *live) work() string     { return filepath.Join(x.dir, "work") }
 func (x *live) temp() string     { return filepath.Join(x.dir, "tmp") }
 func (x *live) exitPath() string { return filepath.Join(x.dir, "exit") }
+
+func (x *live) grantPath() string { return filepath.Join(x.dir, "grant") }
 
 func (r *Runner) folder(run string) string      { return filepath.Join(r.cfg.Dir, run) }
 func (r *Runner) journalPath(run string) string { return filepath.Join(r.folder(run), "events") }
@@ -40,6 +43,9 @@ func (x *live) prepare() error {
 		return err
 	}
 	if err := x.r.spares.Take(x.dir); err != nil {
+		return err
+	}
+	if err := x.saveGrant(); err != nil {
 		return err
 	}
 	var err error

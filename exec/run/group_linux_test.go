@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/balanceai/balance/exec/cgroup"
 	"github.com/balanceai/balance/exec/supervise"
 	"github.com/balanceai/balance/exec/task"
 )
@@ -43,16 +44,13 @@ func reported(t *testing.T, path string) (alive []int, all int) {
 func eachControl(t *testing.T, test func(t *testing.T, l *lab)) {
 	t.Run("groups", func(t *testing.T) {
 		l := newLab(t)
-		need(t, l.control.Cgroup != "", "a control group (version 2) that it may write to")
+		need(t, l.control.Groups.Can().Kill, "a control group that it may write to")
 		test(t, l)
-		left, err := filepath.Glob(l.control.Group("*"))
-		if err != nil || len(left) != 0 {
-			t.Errorf("groups left over: %v, %v", left, err)
-		}
+		noGroups(t, l)
 	})
 	t.Run("without groups", func(t *testing.T) {
 		l := newLab(t)
-		l.control.Cgroup = ""
+		l.control.Groups = &cgroup.Base{}
 		test(t, l)
 	})
 }
@@ -114,12 +112,33 @@ func TestHeldOutput(t *testing.T) {
 	})
 }
 
+// noGroups checks that no run of the lab has a control group any more.
+func noGroups(t *testing.T, l *lab) {
+	t.Helper()
+	left := l.control.Groups.Left()
+	for _, run := range l.folders() {
+		if g := left[run]; g != nil {
+			t.Errorf("the group of %s is left over: %+v", run, g)
+		}
+	}
+}
+
+// groupOf returns where the control group of a run will be.
+func groupOf(t *testing.T, l *lab, run string) string {
+	t.Helper()
+	g, err := l.control.Groups.Make(run, cgroup.Limits{})
+	need(t, err == nil && g.V2 != "" && os.Getuid() == 0, "root and a control group (version 2)")
+	if err := g.Remove(); err != nil {
+		t.Fatal(err)
+	}
+	return g.V2
+}
+
 // A run that makes control groups of its own in its group.
 func TestGroupsBelow(t *testing.T) {
 	l := newLab(t)
-	need(t, l.control.Cgroup != "" && os.Getuid() == 0, "root and a control group (version 2)")
 	id := task.NewID()
-	group := l.control.Group(id)
+	group := groupOf(t, l, id)
 	o := orderOf(id, spec("sh", "-c", "mkdir -p $0/a/b; sleep 3600 >/dev/null 2>&1 & echo $! > $0/a/b/cgroup.procs; echo made", group), 1)
 	if r := l.run(o); r.stdout.String() != "made\n" {
 		t.Errorf("%q %q", r.stdout.String(), r.stderr.String())
@@ -133,9 +152,8 @@ func TestGroupsBelow(t *testing.T) {
 // hides its environment.
 func TestGroupsLeft(t *testing.T) {
 	l := newLab(t)
-	need(t, l.control.Cgroup != "", "a control group (version 2) that it may write to")
 	id := task.NewID()
-	group := l.control.Group(id)
+	group := groupOf(t, l, id)
 	if err := os.Mkdir(group, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -165,7 +183,7 @@ func TestGroupsLeft(t *testing.T) {
 // Another node's run of the same id on this machine is not touched.
 func TestOthersStay(t *testing.T) {
 	l := newLab(t)
-	l.control.Cgroup = ""
+	l.control.Groups = &cgroup.Base{}
 	o := order(bad("leaver", filepath.Join(t.TempDir(), "pids")))
 	p, err := os.StartProcess("/bin/sleep", []string{"sleep", "3600"}, &os.ProcAttr{
 		Env: []string{"BALANCE_RUN=" + o.Run, "BALANCE_NODE=other"}, Sys: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL},

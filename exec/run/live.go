@@ -29,7 +29,9 @@ type live struct {
 	from    identity.ID
 	spec    task.Spec
 	grant   Grant
-	use     Use // what it holds; without a Run for nothing; guarded by r.mu
+	level   string      // of isolation
+	limits  task.Limits // that hold
+	use     Use         // what it holds; without a Run for nothing; guarded by r.mu
 
 	ready   chan struct{} // closed when it is known whether it is accepted
 	err     error         // why it is not
@@ -64,15 +66,16 @@ type live struct {
 type end struct {
 	state  task.State
 	reason string
-	code   int  // instead of the program's own; 0 to keep that
-	lost   bool // it is this machine that has lost the run
+	code   int    // instead of the program's own; 0 to keep that
+	cause  string // of [task.Finished]
+	lost   bool   // it is this machine that has lost the run
 }
 
 func (e *end) Error() string { return e.reason }
 
 // told is the end as a supervisor is told it.
 func (e *end) told() supervise.End {
-	return supervise.End{State: string(e.state), Reason: e.reason, Code: e.code, Lost: e.lost}
+	return supervise.End{State: string(e.state), Reason: e.reason, Code: e.code, Cause: e.cause, Lost: e.lost}
 }
 
 // newLive returns a run and the context that ends when it is to end.
@@ -125,7 +128,7 @@ func (x *live) close(fin task.Finished, err error) {
 		return
 	}
 	if why := (*end)(nil); errors.As(err, &why) {
-		fin.State, fin.Reason, fin.Lost = why.state, why.reason, why.lost
+		fin.State, fin.Reason, fin.Cause, fin.Lost = why.state, why.reason, why.cause, why.lost
 		fin.ExitCode = cmp.Or(why.code, fin.ExitCode)
 	} else if err != nil {
 		fin.State, fin.Reason = task.Failed, err.Error()

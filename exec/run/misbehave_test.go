@@ -6,6 +6,9 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"net"
+	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -52,6 +55,10 @@ func misbehave(mode string, args []string) {
 				panic(err)
 			}
 		}
+	case "visit":
+		visit(args)
+	case "hog":
+		hog()
 	case "signal":
 		_ = syscall.Kill(os.Getpid(), syscall.SIGTERM)
 		time.Sleep(time.Hour)
@@ -169,4 +176,42 @@ func readOrder(path string) (task.Order, error) {
 		return task.Order{Run: run, Attempt: 1, From: entries[0].Author, Entries: entries}, nil
 	}
 	return task.Order{}, os.ErrNotExist
+}
+
+// hog wants 512 MiB of memory.
+func hog() {
+	var kept [][]byte
+	for range 64 {
+		kept = append(kept, bytes.Repeat([]byte{1}, 8<<20))
+	}
+	fmt.Println(len(kept))
+}
+
+// visit asks the proxy that it was told of for pages, and then tries without.
+func visit(urls []string) {
+	proxy := http.ProxyFromEnvironment
+	if v := os.Getenv("HTTP_PROXY"); v != "" {
+		at, err := url.Parse(v)
+		if err != nil {
+			panic(err)
+		}
+		proxy = http.ProxyURL(at) // for every address: there is nothing else
+	}
+	c := &http.Client{Transport: &http.Transport{Proxy: proxy}, Timeout: 20 * time.Second}
+	for _, u := range urls {
+		resp, err := c.Get(u) //nolint:noctx // a client with a timeout
+		if err != nil {
+			fmt.Printf("%s: %v\n", u, err)
+			continue
+		}
+		b, _ := io.ReadAll(resp.Body) // what there is
+		resp.Body.Close()
+		fmt.Printf("%s: %d %s\n", u, resp.StatusCode, b)
+	}
+	if _, err := net.DialTimeout("tcp", "192.0.2.1:80", time.Second); err != nil {
+		fmt.Println("direct: no")
+	}
+	if _, err := net.LookupHost("example.invalid"); err != nil { //nolint:noctx // there is nobody to ask
+		fmt.Println("lookup: no")
+	}
 }

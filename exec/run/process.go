@@ -7,13 +7,13 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/balanceai/balance/exec/cgroup"
+	"github.com/balanceai/balance/exec/isolate"
 	"github.com/balanceai/balance/exec/supervise"
 	"github.com/balanceai/balance/exec/task"
 )
@@ -36,40 +36,58 @@ func (x *live) process(ctx context.Context, fin *task.Finished) error {
 	o, err := x.order(fin)
 	if err != nil {
 		fin.ExitCode = startCode(err)
-		return fmt.Errorf("cannot start %s: %w", x.spec.Command[0], cause(err))
+		return cannotStart(x.spec.Command[0], err)
 	}
-	if err := supervise.WriteOrder(x.dir, o); err != nil {
-		return err
-	}
-	w, err := x.launch(ctx)
+	w, err := x.give(ctx, o)
 	if err != nil {
+		if o.Group != nil {
+			_ = o.Group.Remove() // nothing is in it
+		}
 		return err
 	}
 	return x.follow(w, fin)
 }
 
-// order says what is to be started.
+// give writes the order and gives the run to a supervisor.
+func (x *live) give(ctx context.Context, o *supervise.Order) (*supervise.Watch, error) {
+	if err := supervise.WriteOrder(x.dir, o); err != nil {
+		return nil, err
+	}
+	return x.launch(ctx)
+}
+
+// order says what is to be started. The control group in it has been made.
 func (x *live) order(fin *task.Finished) (*supervise.Order, error) {
-	env := x.environ()
-	program, err := lookPath(x.spec.Command[0], env["PATH"], x.work())
+	c, limits, err := x.walls()
 	if err != nil {
 		return nil, err
 	}
-	limit := x.timeLimit()
+	group, err := x.r.group(x.id, limits)
+	if err != nil {
+		return nil, err
+	}
 	o := &supervise.Order{
 		Run: x.id, Node: x.r.cfg.Name, Boot: supervise.Boot(),
-		Program: program, Argv: x.spec.Command, Dir: x.work(), Stdin: x.spec.Stdin,
-		Cgroup: x.r.control.Group(x.id), Output: int64(x.outputLimit()),
-		Time: limit, TimeUp: supervise.End{State: string(task.Failed), Reason: "time limit " + task.FormatDuration(limit) + " reached", Code: exitTimeLimit},
+		Program: c.Path, Argv: c.Args, Env: c.Env, Dir: c.Dir, Files: c.Files, Stdin: x.spec.Stdin,
+		Walled: isolate.Stronger(x.level, isolate.Process), Group: group, Output: int64(x.outputLimit()),
+		Time: x.limits.Time, TimeUp: timeUp(x.limits.Time).told(),
+		Disk: uint64(x.limits.Disk), DiskUp: diskFull(x.limits.Disk).told(), XFSZ: diskFull(x.limits.Disk).told(),
+		OOM: outOfMemory(x.limits.Memory).told(), PIDs: tooMany(x.limits.PIDs).told(),
+		Network: x.spec.Network, Narrow: x.grant.Network, Fill: []string{x.work(), x.temp()},
 		Grace: x.r.cfg.Grace, Came: int64(fin.Usage.InBytes),
 	}
 	if x.lease != nil {
 		o.Lease, o.LeaseUp = x.spec.LeaseLength(), lapsed(&x.spec).told()
 	}
-	for _, k := range slices.Sorted(maps.Keys(env)) {
-		o.Env = append(o.Env, k+"="+env[k])
-	}
 	return o, nil
+}
+
+// group makes the control group of a run, where there can be one.
+func (r *Runner) group(run string, limits cgroup.Limits) (*cgroup.Group, error) {
+	if !r.control.Groups.Can().Kill && limits == (cgroup.Limits{}) {
+		return nil, nil //nolint:nilnil // no group, and no limit that would need one
+	}
+	return r.control.Groups.Make(run, limits)
 }
 
 // launch gives the run to a supervisor, unless it is to end already.
@@ -142,6 +160,7 @@ func (x *live) follow(w *supervise.Watch, fin *task.Finished) error {
 		return err
 	}
 	defer out.close()
+	defer x.letOut()()
 	rest := func() []task.Draft { return nil }
 	begun := func(at time.Time) error {
 		if !isClosed(x.begun) {
@@ -279,7 +298,7 @@ func ended(e *supervise.Exit, program string, fin *task.Finished) error {
 			err = syscall.Errno(e.Errno)
 		}
 		fin.ExitCode = startCode(err)
-		why = fmt.Errorf("cannot start %s: %w", program, err)
+		why = cannotStart(program, err)
 	case e.Signal != 0:
 		fin.ExitCode = exitSignalBase + e.Signal
 		why = fmt.Errorf("signal: %v", syscall.Signal(e.Signal))
@@ -290,41 +309,32 @@ func ended(e *supervise.Exit, program string, fin *task.Finished) error {
 		}
 	}
 	if e.End != nil {
-		return &end{state: task.State(e.End.State), reason: e.End.Reason, code: e.End.Code, lost: e.End.Lost}
+		return &end{state: task.State(e.End.State), reason: e.End.Reason, code: e.End.Code, cause: e.End.Cause, lost: e.End.Lost}
+	}
+	if e.Error != "" {
+		return why
+	}
+	if err := told(e.Said); err != nil {
+		fin.State, fin.ExitCode = task.Failed, startCode(err)
+		return cannotStart(program, err)
 	}
 	return why
 }
 
-// timeLimit returns the shorter of the spec's limit and the machine's; 0 for
-// none.
-func (x *live) timeLimit() time.Duration {
-	a, b := x.spec.Limits.Time, x.grant.Limits.Time
-	if a == 0 || b > 0 && b < a {
-		return b
-	}
-	return a
-}
-
 // outputLimit returns how much of the output is kept.
 func (x *live) outputLimit() task.Bytes {
-	limit := task.DefaultOutput
-	if n := x.spec.Limits.Output; n > 0 {
-		limit = n
+	if x.limits.Output > 0 {
+		return x.limits.Output
 	}
-	if n := x.grant.Limits.Output; n > 0 {
-		limit = min(limit, n)
-	}
-	return limit
+	return task.DefaultOutput
 }
 
 // environ returns the program's environment. It has little of this process's
 // own, and nothing that the spec could use to claim another machine or device.
 func (x *live) environ() map[string]string {
 	env := map[string]string{
-		"PATH":   or(os.Getenv("PATH"), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
-		"LANG":   or(os.Getenv("LANG"), "C.UTF-8"),
-		"HOME":   x.work(),
-		"TMPDIR": x.temp(),
+		"PATH": or(os.Getenv("PATH"), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+		"LANG": or(os.Getenv("LANG"), "C.UTF-8"),
 	}
 	maps.Copy(env, x.spec.Env)
 	env["BALANCE_RUN"] = x.id
@@ -343,42 +353,6 @@ func or(a, b string) string {
 		return a
 	}
 	return b
-}
-
-// lookPath finds a program as a shell in the work folder would.
-func lookPath(name, path, work string) (string, error) {
-	if strings.Contains(name, "/") {
-		if !filepath.IsAbs(name) {
-			name = filepath.Join(work, name)
-		}
-		return name, executable(name)
-	}
-	found := error(syscall.ENOENT)
-	for dir := range strings.SplitSeq(path, ":") {
-		if !filepath.IsAbs(dir) {
-			continue
-		}
-		file := filepath.Join(dir, name)
-		err := executable(file)
-		if err == nil {
-			return file, nil
-		}
-		if !errors.Is(err, fs.ErrNotExist) {
-			found = err
-		}
-	}
-	return "", found
-}
-
-func executable(file string) error {
-	info, err := os.Stat(file)
-	if err != nil {
-		return err
-	}
-	if info.IsDir() || info.Mode().Perm()&0o111 == 0 {
-		return syscall.EACCES
-	}
-	return nil
 }
 
 // startCode returns the exit code for a program that could not be started.

@@ -135,6 +135,7 @@ func (r *Runner) revive(ctx context.Context, run string) (*journal.Journal, erro
 	x, life := newLive(r, run)
 	x.attempt, x.from, x.spec = p.accepted.Attempt, p.submitter, p.spec
 	x.grant = Grant{Devices: p.accepted.Devices, Policy: p.accepted.Policy}
+	x.loadGrant()
 	r.runs[run] = x
 	r.wg.Add(1)
 	r.mu.Unlock()

@@ -128,7 +128,7 @@ func TestUnfinished(t *testing.T) {
 	}
 	folder := func(l *lab, o task.Order) *live {
 		x, _ := newLive(l.Runner, o.Run)
-		x.attempt, x.from, x.spec = 1, o.From, s
+		x.attempt, x.from, x.spec, x.level = 1, o.From, s, level(&s, Grant{})
 		if err := x.prepare(); err != nil {
 			t.Fatal(err)
 		}

@@ -32,6 +32,7 @@ import (
 	"time"
 
 	"github.com/balanceai/balance/exec/blob"
+	"github.com/balanceai/balance/exec/isolate"
 	"github.com/balanceai/balance/exec/journal"
 	"github.com/balanceai/balance/exec/spare"
 	"github.com/balanceai/balance/exec/supervise"
@@ -69,6 +70,10 @@ type Config struct {
 	// call the Runner. Reasons refuse the run.
 	Admit func(Ask) (Grant, []task.Reason)
 
+	// Machine is what this machine can put between itself and a run; nil for
+	// nothing.
+	Machine *isolate.Machine
+
 	// Fetch reads a blob of a run's submitter from an offset on, as
 	// [blob.Source] has it.
 	Fetch func(ctx context.Context, from identity.ID, h wire.Hash, offset int64) (io.ReadCloser, error)
@@ -88,6 +93,14 @@ type Grant struct {
 	Devices []string    // GPUs, by UUID
 	Policy  wire.Hash   // digest of the owner's terms
 	Limits  task.Limits // the machine's own, which bound those of the spec; zero for none
+
+	// Isolation is the level that the run gets, of package isolate, or more where
+	// it asks for more; empty for none.
+	Isolation string
+
+	// Network are the hosts that the run may reach at most, as in [task.Spec]; nil
+	// for those that it asks for.
+	Network []string
 }
 
 // Use is what one run holds of the machine.
@@ -125,6 +138,9 @@ func Open(ctx context.Context, cfg Config) (*Runner, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Machine == nil {
+		cfg.Machine = &isolate.Machine{Why: "nobody has looked for one"}
+	}
 	dir, err := filepath.Abs(cfg.Dir)
 	if err == nil {
 		err = os.MkdirAll(dir, 0o700)
@@ -134,7 +150,7 @@ func Open(ctx context.Context, cfg Config) (*Runner, error) {
 	}
 	cfg.Dir = dir
 	r := &Runner{cfg: cfg, closing: make(chan struct{}), runs: map[string]*live{}}
-	r.control = supervise.NewControl(cfg.Self.Short(), cfg.Name)
+	r.control = supervise.NewControl(Groups(cfg.Self), cfg.Name)
 	if err = r.recover(ctx); err == nil {
 		r.spares, err = spare.New(dir, makeFolder)
 	}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,96 +13,41 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/balanceai/balance/exec/cgroup"
 )
 
 // Control finds what runs have started.
 //
-// Where this process may make control groups (version 2), each run gets one:
-// nothing leaves it, and the kernel kills all that is in it at once. Elsewhere a
-// run's supervisor becomes the parent of all that the program leaves behind, and
-// when the supervisor has been killed too, a run is found by its environment,
-// which a program that wants to hide can change.
+// Where the node may make control groups, each run gets one: nothing leaves it.
+// Elsewhere a run's supervisor becomes the parent of all that the program leaves
+// behind, and when the supervisor has been killed too, a run is found by its
+// environment, which a program that wants to hide can change.
 type Control struct {
-	Cgroup string // folder to make groups in; empty where that is not possible
-	leaf   string // begins the name of this node's groups
+	Groups *cgroup.Base
 	node   string // in the environment of its runs
 }
 
-// NewControl finds out what this process may do. short and node name the node.
-func NewControl(short, node string) Control {
-	c := Control{leaf: "balance-" + short + "-", node: node}
-	dir, err := ownCgroup()
-	if err != nil {
-		return c
-	}
-	probe := filepath.Join(dir, c.leaf+"probe")
-	if err := os.Mkdir(probe, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return c
-	}
-	defer os.Remove(probe)
-	if _, err := os.Stat(filepath.Join(probe, "cgroup.kill")); err == nil { // Linux 5.14
-		c.Cgroup = dir
-	}
-	return c
-}
-
-// ownCgroup returns the folder of the group (version 2) that this process is in.
-func ownCgroup() (string, error) {
-	mount, err := cgroupMount()
-	if err != nil {
-		return "", err
-	}
-	b, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil {
-		return "", err
-	}
-	for line := range strings.Lines(string(b)) {
-		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::/"); ok && !strings.HasPrefix(path, "..") {
-			return filepath.Join(mount, path), nil
-		}
-	}
-	return "", errors.New("not in a control group")
-}
-
-// cgroupMount finds where cgroup2 is mounted. See proc_pid_mountinfo(5): the
-// mount point is the fifth field, the type follows a lone hyphen.
-func cgroupMount() (string, error) {
-	b, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return "", err
-	}
-	for line := range strings.Lines(string(b)) {
-		before, after, ok := strings.Cut(line, " - ")
-		if fields := strings.Fields(before); ok && len(fields) > 4 && strings.HasPrefix(after, "cgroup2 ") {
-			return fields[4], nil
-		}
-	}
-	return "", errors.New("no cgroup2 is mounted")
-}
-
-// Group returns the folder of the control group for a run, empty for none.
-func (c Control) Group(run string) string {
-	if c.Cgroup == "" {
-		return ""
-	}
-	return filepath.Join(c.Cgroup, c.leaf+run)
-}
+// NewControl is for the runs of a node.
+func NewControl(groups *cgroup.Base, node string) Control { return Control{groups, node} }
 
 // start starts a program in a session of its own, to be killed when the thread
 // that calls start ends.
-func start(o *Order, files []*os.File, tty bool) (*os.Process, *group, error) {
+func start(o *Order, files []*os.File, tty bool) (p *os.Process, g *group, err error) {
 	// A service manager may have given the node capabilities that pass to
 	// programs: they are this thread's, and not for runs.
 	_ = unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-	attr := &os.ProcAttr{Dir: o.Dir, Env: o.Env, Files: files}
+	attr := &os.ProcAttr{Dir: o.Dir, Env: append([]string{}, o.Env...), Files: files} // a nil Env would be this process's own
 	attr.Sys = &syscall.SysProcAttr{Setsid: true, Setctty: tty, Pdeathsig: syscall.SIGKILL}
-	g := &group{cgroup: o.Cgroup}
-	p, err := g.start(o.Program, o.Argv, attr)
-	if err != nil && g.cgroup != "" {
-		// What a group's parent allows shows only now.
-		os.Remove(g.cgroup)
-		g.cgroup, attr.Sys.UseCgroupFD = "", false
-		p, err = g.start(o.Program, o.Argv, attr)
+	g = &group{cgroup: o.Group, walled: o.Walled}
+	start := func() error {
+		p, err = os.StartProcess(o.Program, o.Argv, attr)
+		return err
+	}
+	if g.cgroup == nil {
+		err = start()
+	} else if err = g.cgroup.Start(attr.Sys, start); err != nil {
+		_ = g.cgroup.Remove() // nothing is in it
 	}
 	if err != nil {
 		return nil, nil, err
@@ -114,33 +58,55 @@ func start(o *Order, files []*os.File, tty bool) (*os.Process, *group, error) {
 
 // group is every process that a run has started.
 type group struct {
-	cgroup string // folder; empty without
-	pid    int    // of the program, which leads its session
+	cgroup *cgroup.Group // nil without
+	pid    int           // of the program, or of what holds its sandbox, which leads its session
+	walled bool          // in a sandbox
 }
 
-func (g *group) start(program string, argv []string, attr *os.ProcAttr) (*os.Process, error) {
-	if g.cgroup != "" {
-		if err := os.Mkdir(g.cgroup, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-			return nil, err
-		}
-		dir, err := os.Open(g.cgroup)
-		if err != nil {
-			return nil, err
-		}
-		defer dir.Close()
-		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(dir.Fd())
+// events tells what the limits have done to the run so far.
+func (g *group) events() cgroup.Events {
+	if g.cgroup == nil {
+		return cgroup.Events{}
 	}
-	return os.StartProcess(program, argv, attr)
+	return g.cgroup.Events()
 }
 
-// terminate asks the program, and what shares its process group, to end.
-func (g *group) terminate() { _ = syscall.Kill(-g.pid, syscall.SIGTERM) }
+// terminate asks the program, and what shares its process group, to end. Those
+// that hold a sandbox are in the group as well, and would take the run with them
+// before it can do anything about it: where there is one, they are left out.
+func (g *group) terminate() {
+	if !g.walled {
+		_ = syscall.Kill(-g.pid, syscall.SIGTERM)
+		return
+	}
+	for _, pid := range allPids() {
+		if pgrp, err := syscall.Getpgid(pid); err == nil && pgrp == g.pid && pid != g.pid && !nsInit(pid) {
+			_ = syscall.Kill(pid, syscall.SIGTERM)
+		}
+	}
+}
+
+// nsInit reports whether a process is the first one of a PID namespace, which
+// the kernel kills with all others in it when it ends.
+func nsInit(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(b)) {
+		if ids, ok := strings.CutPrefix(line, "NSpid:"); ok {
+			f := strings.Fields(ids)
+			return len(f) > 1 && f[len(f)-1] == "1"
+		}
+	}
+	return false
+}
 
 // kill kills without waiting. The program must not have been waited for.
 func (g *group) kill() {
 	_ = syscall.Kill(-g.pid, syscall.SIGKILL)
-	if g.cgroup != "" {
-		_ = killCgroup(g.cgroup)
+	if g.cgroup != nil {
+		_ = g.cgroup.Kill()
 	}
 }
 
@@ -150,8 +116,8 @@ const sweepTime = 2 * time.Second
 // sweep kills all that is left of the group, but for the program, which has
 // ended and was not waited for. It returns when nothing is left.
 func (g *group) sweep() error {
-	if g.cgroup != "" {
-		return removeCgroup(g.cgroup)
+	if g.cgroup != nil {
+		return g.cgroup.Remove()
 	}
 	return killAll(g.orphans)
 }
@@ -192,45 +158,6 @@ func children() []int {
 		out = slices.DeleteFunc(allPids(), func(pid int) bool { return parent(pid) != os.Getpid() })
 	}
 	return out
-}
-
-func killCgroup(dir string) error {
-	return os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0)
-}
-
-// removeCgroup kills all that is in a group and removes it, which the kernel
-// allows only when nothing is in it.
-func removeCgroup(dir string) error {
-	end := time.Now().Add(sweepTime)
-	for pause := time.Millisecond; ; pause *= 2 {
-		err := os.Remove(dir)
-		if err == nil || errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if time.Now().After(end) {
-			return err
-		}
-		if err := killCgroup(dir); err != nil {
-			return err
-		}
-		time.Sleep(pause)
-		removeBelow(dir)
-	}
-}
-
-// removeBelow removes the groups that a run has made in its own.
-func removeBelow(dir string) {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return
-	}
-	for _, e := range entries {
-		if e.IsDir() {
-			below := filepath.Join(dir, e.Name())
-			removeBelow(below)
-			os.Remove(below)
-		}
-	}
 }
 
 // killAll kills until nothing more is found.
@@ -309,17 +236,10 @@ func runOf(pid int, node string) (run string) {
 // in another control group when it started them.
 func (c Control) KillLeft(runs []string) error {
 	var errs []error
-	if mount, err := cgroupMount(); err == nil {
-		errs = append(errs, filepath.WalkDir(mount, func(path string, d fs.DirEntry, err error) error {
-			if err != nil || !d.IsDir() {
-				return nil // not ours
-			}
-			if run, ok := strings.CutPrefix(d.Name(), c.leaf); ok && slices.Contains(runs, run) {
-				errs = append(errs, removeCgroup(path))
-				return fs.SkipDir
-			}
-			return nil
-		}))
+	for run, g := range c.Groups.Left() {
+		if slices.Contains(runs, run) {
+			errs = append(errs, g.Remove())
+		}
 	}
 	errs = append(errs, killAll(func() []int {
 		return slices.DeleteFunc(allPids(), func(pid int) bool { // a zombie has no environment

@@ -5,17 +5,16 @@ package supervise
 import (
 	"os"
 	"syscall"
+
+	"github.com/balanceai/balance/exec/cgroup"
 )
 
 // Control does nothing here: only the supervisor finds what a run has started,
 // which is its process group.
-type Control struct{ Cgroup string }
+type Control struct{ Groups *cgroup.Base }
 
-// NewControl finds out what this process may do.
-func NewControl(string, string) Control { return Control{} }
-
-// Group returns nothing.
-func (Control) Group(string) string { return "" }
+// NewControl is for the runs of a node.
+func NewControl(groups *cgroup.Base, _ string) Control { return Control{groups} }
 
 // KillLeft kills nothing: it cannot be found.
 func (Control) KillLeft([]string) error { return nil }
@@ -31,6 +30,8 @@ func start(o *Order, files []*os.File, tty bool) (*os.Process, *group, error) {
 
 // group is the process group of a run.
 type group struct{ pid int }
+
+func (*group) events() cgroup.Events { return cgroup.Events{} }
 
 func children() []int { return nil }
 

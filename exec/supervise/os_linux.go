@@ -37,3 +37,22 @@ func dialIn(dir string) (net.Conn, error) {
 	}
 	return net.Dial("unix", fmt.Sprintf("/proc/self/fd/%d/%s", f.Fd(), sockFile))
 }
+
+// ListenNet listens where the supervisor of the run in a folder passes on what
+// the run says on its way out. Whoever closes the listener stops that.
+func ListenNet(dir string) (net.Listener, error) {
+	f, err := os.OpenFile(dir, unix.O_PATH|syscall.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if err := os.Remove(filepath.Join(dir, netFile)); err != nil && !os.IsNotExist(err) {
+		return nil, err
+	}
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: fmt.Sprintf("/proc/self/fd/%d/%s", f.Fd(), netFile), Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	ln.SetUnlinkOnClose(false) // by that name it is another file later
+	return ln, nil
+}

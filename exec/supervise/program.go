@@ -2,11 +2,14 @@ package supervise
 
 import (
 	"errors"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
 	"time"
 
+	"github.com/balanceai/balance/exec/cgroup"
+	"github.com/balanceai/balance/exec/isolate/launch"
 	"github.com/balanceai/balance/exec/lease"
 )
 
@@ -24,7 +27,30 @@ type program struct {
 	killer   *time.Timer // from SIGTERM to SIGKILL
 	out      *output
 	terminal *os.File // nil for pipes
+	order    *Order
 }
+
+// overran tells whether a run has failed for its limits. What the kernel did to
+// the group explains only a failure: a program may well survive the end of one
+// process, or go on with fewer.
+func (o *Order) overran(e *Exit, did cgroup.Events) *End {
+	tooLarge := e.Signal == int(syscall.SIGXFSZ) || e.Code == signalBase+int(syscall.SIGXFSZ)
+	switch {
+	case e.Code == 0 && e.Signal == 0:
+		return nil
+	case did.OOM > 0:
+		return &o.OOM
+	case o.Disk > 0 && tooLarge:
+		return &o.XFSZ
+	case did.PIDs > 0:
+		return &o.PIDs
+	}
+	return nil
+}
+
+// signalBase is what shells, and sandboxes, add to the number of the signal that
+// has ended a program.
+const signalBase = 128
 
 // end is called with the lock of the server held, once or again.
 func (p *program) end(force bool) {
@@ -57,14 +83,21 @@ func (s *server) run() *Exit {
 		f.close()
 		return cannot(err)
 	}
-	began := time.Now()
-	proc, g, err := start(o, f.program[:], f.terminal != nil)
-	f.given()
+	more, err := launch.Command{Files: o.Files}.Open()
 	if err != nil {
 		f.close()
 		return cannot(err)
 	}
-	p := &program{group: g, began: began, grace: o.Grace, out: out, terminal: f.terminal}
+	defer more.Close()
+	began := time.Now()
+	proc, g, err := start(o, append(f.program[:], more.Files...), f.terminal != nil)
+	f.given()
+	more.CloseFiles()
+	if err != nil {
+		f.close()
+		return cannot(err)
+	}
+	p := &program{group: g, began: began, grace: o.Grace, out: out, terminal: f.terminal, order: o}
 	if o.Time > 0 {
 		defer time.AfterFunc(o.Time, func() { s.end(o.TimeUp, false) }).Stop()
 	}
@@ -73,11 +106,15 @@ func (s *server) run() *Exit {
 	if err := reserveExit(); err != nil { // it will be written when there is room
 		os.Remove(exitFile + ".part")
 	}
+	if o.Disk > 0 {
+		defer s.watchDisk(o)()
+	}
+	defer letOut(more.Door)()
 	defer reap(g)()
 	defer s.unlessForgotten()()
 	defer time.AfterFunc(time.Second, slim).Stop() // a short run is not worth it
 	exit := s.wait(p, proc)
-	exit.Started = began
+	exit.Started, exit.Said = began, said(more.Report)
 	return exit
 }
 
@@ -102,6 +139,18 @@ func (s *server) whileLeased(o *Order) (stop func()) {
 		}
 	}()
 	return tick.Stop
+}
+
+// said is what a program that holds a sandbox has told of its start. It has ended.
+func said(report *os.File) string {
+	if report == nil {
+		return ""
+	}
+	b, _ := io.ReadAll(io.LimitReader(report, 512)) // what has come
+	if len(b) == 0 {
+		return "?" // not even that it could not
+	}
+	return string(b)
 }
 
 // unlessForgotten ends the run when its folder is gone: nobody could find it any
@@ -151,6 +200,7 @@ func (s *server) wait(p *program, proc *os.Process) *Exit {
 		p.out.ended(linger)
 	}
 	e := &Exit{End: why}
+	did := p.events()
 	if err := p.sweep(); err != nil {
 		e.Left = err.Error()
 	}
@@ -163,6 +213,9 @@ func (s *server) wait(p *program, proc *os.Process) *Exit {
 	e.WallMS = uint64(time.Since(p.began).Milliseconds())
 	e.Output, e.Dropped = p.out.sum()
 	e.fill(state)
+	if e.End == nil {
+		e.End = p.order.overran(e, did)
+	}
 	return e
 }
 

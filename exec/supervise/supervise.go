@@ -11,6 +11,7 @@
 //	order      what to start: an [Order], written by the node
 //	lease      when its lease ends, where it has one; written by the node, see [lease.Write]
 //	sock       where the supervisor answers; to make it is to claim the run
+//	net        where the node lets a run in a sandbox out, while it follows it
 //	log        what the program wrote, in frames; see [AppendFrame]
 //	exit.json  how it ended: an [Exit]
 //
@@ -42,6 +43,9 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/balanceai/balance/exec/cgroup"
+	"github.com/balanceai/balance/exec/isolate/launch"
 )
 
 // Name is what a supervisor is started as: a process of this name, without
@@ -69,7 +73,17 @@ type Order struct {
 	Dir     string        // where it works
 	Stdin   bool          // it gets standard input; else there is none
 	TTY     *Size         // it gets a terminal; nil for pipes
-	Cgroup  string        // folder of the control group to make for it; empty for none
+	Files   []launch.File // open in it besides its input and output
+	Walled  bool          // what is started holds a sandbox with the program in it
+	Group   *cgroup.Group // that it is in; nil for none
+	Disk    uint64        // bytes that Fill may hold, after which DiskUp ends it; 0 for no limit
+	DiskUp  End
+	OOM     End           // where it fails and something of it was killed for want of memory
+	PIDs    End           // where it fails and could not start all that it wanted
+	XFSZ    End           // where one file was too large
+	Network []string      // hosts that it may reach out of a sandbox; empty for none
+	Narrow  []string      // those that the owner grants at most; nil for all
+	Fill    []string      // folders
 	Output  int64         // bytes of output to keep
 	Time    time.Duration // after which TimeUp ends it; 0 for none
 	TimeUp  End
@@ -86,8 +100,9 @@ type Size struct{ Rows, Cols uint16 }
 type End struct {
 	State  string
 	Reason string
-	Code   int  // instead of the program's own; 0 to keep that
-	Lost   bool `json:",omitempty"` // the machine has lost it
+	Code   int    // instead of the program's own; 0 to keep that
+	Cause  string // which limit it was; empty for none
+	Lost   bool   `json:",omitempty"` // the machine has lost it
 }
 
 // Exit is how a run ended.
@@ -104,6 +119,7 @@ type Exit struct {
 	Dropped int64  // of those, not in the log
 	End     *End   // what made it end; nil for nothing
 	Left    string // what could not be killed
+	Said    string // by the program that holds a sandbox; see [launch.Report]
 }
 
 // WriteOrder puts the order into the run's folder.

@@ -40,7 +40,7 @@ func frames(t testing.TB, dir string) (out []Frame) {
 func TestCharactersStayWhole(t *testing.T) {
 	base := t.TempDir()
 	rapid.Check(t, func(rt *rapid.T) {
-		dir, err := os.MkdirTemp(base, "")
+		dir, err := os.MkdirTemp(base, "") //nolint:usetesting // one for each example
 		if err != nil {
 			rt.Fatal(err)
 		}

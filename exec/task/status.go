@@ -135,12 +135,21 @@ type Finished struct {
 	ExitCode int       `cbor:"3,keyasint" json:"exit_code"`                  // 128+n after signal n; -1 where the program never ran or its end was not seen
 	Reason   string    `cbor:"4,keyasint,omitempty" json:"reason,omitempty"` // why it failed or was cancelled, where the exit code does not say
 	Usage    Usage     `cbor:"5,keyasint" json:"usage"`
-	Outputs  wire.Hash `cbor:"6,keyasint" json:"outputs,omitzero"` // listing of the output files; zero for none
+	Outputs  wire.Hash `cbor:"6,keyasint" json:"outputs,omitzero"`           // listing of the output files; zero for none
+	Cause    string    `cbor:"26,keyasint,omitempty" json:"cause,omitempty"` // which limit has ended it: one of Cause…
 
 	// Lost says that the machine has lost the run, which did not end by itself:
 	// its lease ran out, or the node stopped. A run that may be retried is.
 	Lost bool `cbor:"32,keyasint,omitempty" json:"lost,omitempty"`
 }
+
+// Causes of an end: the limit that was reached.
+const (
+	CauseTime   = "time"
+	CauseMemory = "memory"
+	CausePIDs   = "pids"
+	CauseDisk   = "disk"
+)
 
 // Usage is what a run used, as the executor measured it.
 type Usage struct {
@@ -165,6 +174,7 @@ type Status struct {
 	Attempt   int         `json:"attempt"`
 	ExitCode  *int        `json:"exit_code"`
 	Reason    string      `json:"reason,omitempty"`
+	Cause     string      `json:"cause,omitempty"` // the limit that has ended it, as in [Finished]
 	Agent     string      `json:"agent,omitempty"`
 	Command   []string    `json:"command"`
 	Submitted time.Time   `json:"submitted"`
@@ -256,7 +266,7 @@ func (f *folder) fact(e *wire.Entry) {
 			f.State = Running
 		}
 	case e.Kind == KindFinished && read(e, &finished) && finished.Attempt == f.Attempt && ran(finished.State):
-		f.State, f.Reason, f.Finished, f.Outputs = finished.State, finished.Reason, e.Time(), finished.Outputs
+		f.State, f.Reason, f.Cause, f.Finished, f.Outputs = finished.State, finished.Reason, finished.Cause, e.Time(), finished.Outputs
 		f.Usage, f.ExitCode, f.finished = &finished.Usage, &finished.ExitCode, e.Hash()
 		if finished.Lost && f.retry == RetryOnLoss && f.receipt != f.finished { // the next attempt is to come
 			f.State, f.ExitCode, f.Finished = Lost, nil, time.Time{}

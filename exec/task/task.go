@@ -33,6 +33,17 @@ const (
 // together.
 const DefaultOutput = GiB
 
+// Levels of isolation between a run and its machine, the weakest first. Package
+// isolate builds them.
+const (
+	LevelProcess = "process" // none: the user who runs Balance, with that user's files
+	LevelSandbox = "sandbox" // nothing of the machine but the system's programs, and no network
+)
+
+// MinPIDs is the smallest limit of processes and threads: those that start a run
+// count as well.
+const MinPIDs = 16
+
 // Spec says what to run. It is a value: equal specs mean the same run.
 type Spec struct {
 	Agent    string            `cbor:"1,keyasint,omitempty" json:"agent,omitempty"`     // name of the manifest; empty for a bare command
@@ -49,6 +60,14 @@ type Spec struct {
 	Stdin    bool              `cbor:"12,keyasint,omitempty" json:"stdin,omitempty"`    // standard input follows
 	Detached bool              `cbor:"13,keyasint,omitempty" json:"detached,omitempty"` // nobody waits at a terminal
 	Prefer   []string          `cbor:"14,keyasint,omitempty" json:"prefer,omitempty"`   // labels of machines that the run had rather be on, the most wanted first
+
+	// Isolation is the weakest level that will do, of package isolate; empty for
+	// what the machine's owner wants.
+	Isolation string `cbor:"20,keyasint,omitempty" json:"isolation,omitempty"`
+
+	// Network are the hosts that a run in a sandbox may reach, through a proxy:
+	// example.org, example.org:8443, *.example.org; see package egress.
+	Network []string `cbor:"21,keyasint,omitempty" json:"network,omitempty"`
 
 	Retry Retry         `cbor:"27,keyasint,omitempty" json:"retry,omitempty"`    // whether it is started again when its machine is lost
 	Lease time.Duration `cbor:"28,keyasint,omitempty" json:"lease_ns,omitempty"` // how long its machine goes on without its submitter, where it may be started again; 0: [lease.Default]
@@ -89,6 +108,10 @@ func (n Needs) Held() Needs {
 type Limits struct {
 	Time   time.Duration `cbor:"1,keyasint,omitempty" json:"time_ns,omitempty"` // wall clock
 	Output Bytes         `cbor:"2,keyasint,omitempty" json:"output,omitempty"`  // of standard output and error together
+	Memory Bytes         `cbor:"3,keyasint,omitempty" json:"memory,omitempty"`  // of all its processes together, as are the next two
+	CPU    CPU           `cbor:"4,keyasint,omitempty" json:"cpu_milli,omitempty"`
+	PIDs   int           `cbor:"5,keyasint,omitempty" json:"pids,omitempty"` // processes and threads
+	Disk   Bytes         `cbor:"6,keyasint,omitempty" json:"disk,omitempty"` // of its work folder and its temporary files
 }
 
 // Input is a file or folder that travels to the machine.
@@ -129,6 +152,12 @@ func (s *Spec) Check() error {
 		return fmt.Errorf("%d thousandths of a GPU", s.Needs.Share)
 	case s.Limits.Time < 0:
 		return fmt.Errorf("time limit %v", s.Limits.Time)
+	case s.Limits.PIDs < 0 || s.Limits.PIDs > 0 && s.Limits.PIDs < MinPIDs:
+		return fmt.Errorf("limit of %d processes: give it %d at least", s.Limits.PIDs, MinPIDs)
+	case len(s.Network) > 256:
+		return fmt.Errorf("network: %d hosts: the limit is 256", len(s.Network))
+	case s.Isolation != "" && s.Isolation != LevelProcess && s.Isolation != LevelSandbox:
+		return fmt.Errorf("unknown isolation %q: it is %s or %s", s.Isolation, LevelProcess, LevelSandbox)
 	}
 	if err := s.checkRetry(); err != nil {
 		return err

@@ -52,8 +52,10 @@ func fullSpec() Spec {
 			Labels: []string{"lab"}, Engines: []string{"ollama"}, Share: 250,
 		},
 		Inputs:  []Input{{Path: "in", Tree: [32]byte{2}, Size: 5, Kind: KindFolder}, {Path: "x/y", Tree: [32]byte{3}, Kind: KindFile}},
-		Outputs: []string{"out", "report.md"}, Limits: Limits{Time: time.Hour, Output: MiB}, Node: "hydra", Stdin: true, Detached: true,
-		Prefer: []string{"quiet"}, Retry: RetryOnLoss, Lease: time.Minute,
+		Outputs: []string{"out", "report.md"}, Node: "hydra", Stdin: true, Detached: true,
+		Limits: Limits{Time: time.Hour, Output: MiB, Memory: GiB, CPU: Core, PIDs: 100, Disk: TiB},
+		Prefer: []string{"quiet"}, Isolation: LevelSandbox, Network: []string{"example.org"},
+		Retry: RetryOnLoss, Lease: time.Minute,
 	}
 }
 
@@ -77,6 +79,8 @@ func TestSpecCheck(t *testing.T) {
 		"empty command":      func(s *Spec) { s.Command = []string{""} },
 		"NUL in an argument": func(s *Spec) { s.Command = append(s.Command, "a\x00b") },
 		"no driver":          func(s *Spec) { s.Driver = "" },
+		"odd isolation":      func(s *Spec) { s.Isolation = "none" },
+		"few processes":      func(s *Spec) { s.Limits.PIDs = MinPIDs - 1 },
 		"odd driver":         func(s *Spec) { s.Driver = "wasm" },
 		"no image":           func(s *Spec) { s.Image = "" },
 		"negative GPUs":      func(s *Spec) { s.Needs.GPUs = -1 },
