@@ -338,36 +338,36 @@ func TestVerdict(t *testing.T) {
 			fmt.Fprintf(&got, "  %d %s: %s\n", p.Points, p.Name, p.Text)
 		}
 	}
-	want := `node-3 4258 (0 ms)
-  3600 start: starts in about 0.1 s or less
-  500 packing: has no GPU to leave idle
-  100 owner: belongs to the same owner
-  50 path: is this machine
-  8 cpu: leaves 6 of 8 cores
-node-2 4208 (2000 ms)
-  3600 start: starts in about 0.1 s or less
-  500 packing: has no GPU to leave idle
-  100 owner: belongs to the same owner
+	want := `node-3 42590 (0 ms)
+  36000 start: starts in about 0.1 s or less
+  5000 packing: has no GPU to leave idle
+  1000 owner: belongs to the same owner
+  500 path: is this machine
+  90 cpu: leaves 6 of 8 cores
+node-2 42090 (2000 ms)
+  36000 start: starts in about 0.1 s or less
+  5000 packing: has no GPU to leave idle
+  1000 owner: belongs to the same owner
   0 path: no path is known
-  8 cpu: leaves 6 of 8 cores
-node-5 4208 (2000 ms)
-  3600 start: starts in about 0.1 s or less
-  500 packing: has no GPU to leave idle
-  100 owner: belongs to the same owner
+  90 cpu: leaves 6 of 8 cores
+node-5 42090 (2000 ms)
+  36000 start: starts in about 0.1 s or less
+  5000 packing: has no GPU to leave idle
+  1000 owner: belongs to the same owner
   0 path: lan path, round trip not measured
-  8 cpu: leaves 6 of 8 cores
-node-1 4156 (2000 ms)
-  3600 start: starts in about 0.1 s or less
-  400 packing: leaves 1 GPU idle, 60 % of it useless to a usual run
-  100 owner: belongs to the same owner
-  48 path: lan path, round trip 1ms
-  8 cpu: leaves 6 of 8 cores
-node-4 1808 (2000 ms)
-  1200 start: starts in about 10.0 s
-  500 packing: has no GPU to leave idle
-  100 owner: belongs to the same owner
+  90 cpu: leaves 6 of 8 cores
+node-1 41490 (2000 ms)
+  36000 start: starts in about 0.1 s or less
+  4000 packing: leaves 1 GPU idle, 60 % of it useless to a usual run
+  1000 owner: belongs to the same owner
+  400 path: lan path, round trip 1ms
+  90 cpu: leaves 6 of 8 cores
+node-4 18090 (2000 ms)
+  12000 start: starts in about 10.0 s
+  5000 packing: has no GPU to leave idle
+  1000 owner: belongs to the same owner
   0 path: has not answered lately
-  8 cpu: leaves 6 of 8 cores
+  90 cpu: leaves 6 of 8 cores
 `
 	if got.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", got.String(), want)

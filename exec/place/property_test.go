@@ -118,7 +118,7 @@ func TestRankingProperties(t *testing.T) {
 			switch {
 			case v.Fits != (len(v.Reasons) == 0):
 				t.Fatalf("fits %v with reasons %v", v.Fits, v.Reasons)
-			case sum != v.Score || v.Score > 5000 || v.Score < 0:
+			case sum != v.Score || v.Score > 50_000 || v.Score < 0:
 				t.Fatalf("score %d of parts %+v", v.Score, v.Parts)
 			case !v.Fits && (v.Score != 0 || v.Devices != nil):
 				t.Fatalf("refused, with %+v", v)

@@ -13,12 +13,13 @@ import (
 // decides, unless a preference outweighs it; what is then still equal goes to
 // the machine that is nearer, and has the least CPU left over.
 const (
-	levelPoints = 10
+	levelPoints = 100
 	startPoints = 60 * levelPoints // for each halving of the time to start
 	slowest     = 6                // halvings that count: after a minute, late is late
 	ownerPoints = 10 * levelPoints
 	wishPoints  = 20 * levelPoints // for a label that the run prefers
-	nearPoints  = 5 * levelPoints
+	selfPoints  = 5 * levelPoints // for the submitter's own machine
+	nearPoints  = 4 * levelPoints // for one beside it
 	fitPoints   = levelPoints - 1
 )
 
@@ -196,7 +197,7 @@ func (f *fit) nearScore() int {
 	near := nearPoints / (1 + float64(p.RTT)/float64(halfPath))
 	switch {
 	case f.node.Self:
-		return nearPoints
+		return selfPoints
 	case f.node.State == fleet.Suspect || p.RTT <= 0:
 		return 0
 	case p.Kind == fleet.PathRelay:
@@ -204,7 +205,7 @@ func (f *fit) nearScore() int {
 	case p.Kind != fleet.PathLAN && p.Kind != fleet.PathDirect:
 		return 0
 	}
-	return int(near + 0.5)
+	return int(near/levelPoints+0.5) * levelPoints // or noise would outweigh the CPU that is left
 }
 
 // fraction is part of whole, from 0 to 1, whatever a machine claims; 1 where the
