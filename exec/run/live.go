@@ -41,6 +41,7 @@ type live struct {
 	mu     sync.Mutex
 	group  *group      // what it has started; nil before and after
 	killer *time.Timer // from SIGTERM to SIGKILL
+	paused bool        // the group is frozen
 }
 
 // end is why a run is made to end.
@@ -61,16 +62,28 @@ func newLive(r *Runner, id string) (*live, context.Context) {
 // stop makes a run end: at once with force, else after the grace time. The
 // first reason counts.
 func (x *live) stop(why *end, force bool) {
+	grace := x.r.cfg.Grace
+	if force {
+		grace = 0
+	}
+	x.stopWithin(why, grace)
+}
+
+// stopWithin is stop with a grace time of its own; 0 kills at once.
+func (x *live) stopWithin(why *end, grace time.Duration) {
 	x.cancel(why)
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	switch {
 	case x.group == nil: // not started: it will not be; or ended
-	case force:
+	case grace == 0:
 		x.group.kill()
 	case x.killer == nil:
 		x.group.terminate()
-		x.killer = time.AfterFunc(x.r.cfg.Grace, func() { x.stop(why, true) })
+		x.killer = time.AfterFunc(grace, func() { x.stopWithin(why, 0) })
+	}
+	if x.paused && x.group != nil { // what is frozen does not hear SIGTERM
+		x.paused = x.group.thaw() != nil
 	}
 }
 
