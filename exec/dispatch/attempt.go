@@ -22,7 +22,7 @@ func (r *run) choose() (task.Place, error) {
 		return slices.ContainsFunc(r.tried, func(v task.Verdict) bool { return v.Node == n.ID })
 	}
 	nodes := slices.DeleteFunc(slices.Clone(r.d.cfg.View()), tried)
-	ranking := place.Choose(&r.spec, r.d.cfg.Owner, nodes, r.d.cfg.Now())
+	ranking := place.Choose(&r.spec, r.d.cfg.From, nodes, r.d.cfg.Now())
 	var best task.Verdict
 	fit := ranking.Best()
 	if len(fit) > 0 && r.placed.Attempt < maxAttempts {

@@ -36,6 +36,7 @@ import (
 	"github.com/balanceai/balance/exec/blob"
 	"github.com/balanceai/balance/exec/fleet"
 	"github.com/balanceai/balance/exec/place"
+	"github.com/balanceai/balance/exec/policy"
 	"github.com/balanceai/balance/exec/spare"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/identity"
@@ -75,9 +76,9 @@ type Blobs interface {
 
 // Config is what a dispatcher works with. LostAfter, Now and Log may be zero.
 type Config struct {
-	Self  identity.ID
-	Owner string // of Self
-	Dir   string // for the journals: a file for each run
+	Self identity.ID
+	From policy.Asker // Self, as terms of others see it
+	Dir  string       // for the journals: a file for each run
 
 	Ledger   Ledger
 	Runs     func(context.Context) ([]task.Status, error) // this node's: all that are not final, and a hundred of the newest others
@@ -190,7 +191,7 @@ func (d *Dispatcher) Plan(_ context.Context, spec task.Spec) (task.Ranking, erro
 	if err := d.check(&spec); err != nil {
 		return nil, err
 	}
-	return place.Choose(&spec, d.cfg.Owner, d.cfg.View(), d.cfg.Now()), nil
+	return place.Choose(&spec, d.cfg.From, d.cfg.View(), d.cfg.Now()), nil
 }
 
 // check refuses what cannot run anywhere, and writes the id of the one machine

@@ -28,7 +28,7 @@ type fit struct {
 
 // check asks everything that stands between a run and a machine, and stops
 // early only where nothing is known about the machine.
-func check(spec *task.Spec, owner string, node *fleet.Node, held task.Needs, now time.Time) *fit {
+func check(spec *task.Spec, from policy.Asker, node *fleet.Node, own Own, now time.Time) *fit {
 	f := &fit{spec: spec, needs: spec.Needs.Held(), node: node, offer: node.Offer}
 	f.alive(now)
 	f.pinned()
@@ -40,11 +40,13 @@ func check(spec *task.Spec, owner string, node *fleet.Node, held task.Needs, now
 	f.cpu = sub(sub(f.offer.CPU, f.offer.Terms.ReserveCPU), f.live.HeldCPU)
 	f.memory = freeMemory(f.offer, &f.live)
 	f.reasons = append(f.reasons, f.offer.Terms.Ask(policy.Question{
-		Owner:     owner,
+		From:      from,
 		Machine:   node.Owner,
 		Needs:     f.needs,
 		Limits:    spec.Limits,
-		Held:      held,
+		Driver:    spec.Driver,
+		Held:      own.Held,
+		Measured:  own.Measured,
 		Now:       now.In(time.FixedZone("", f.offer.Zone)),
 		Isolation: f.offer.Isolation,
 	})...)
