@@ -37,7 +37,8 @@ type statusReply struct {
 	Interface  string      `json:"interface,omitempty"`   // for programs of the host
 	Names      string      `json:"names,omitempty"`       // the domain that the host's resolver asks the node about
 	NamesError string      `json:"names_error,omitempty"` // why it does not
-	RulesError string      `json:"rules_error,omitempty"` // rules.yaml as it is now is not in force
+	Duty       string      `json:"duty,omitempty"`        // draining or paused; empty: it works
+	RulesError string      `json:"rules_error,omitempty"` // policy.yaml as it is now is not in force
 }
 
 // nodeRow is one element of the answer of GET /v1/nodes.
@@ -53,6 +54,7 @@ type nodeRow struct {
 	Via     string      `json:"via,omitempty"` // the relay
 	Self    bool        `json:"self"`
 	Offers  bool        `json:"offers"`
+	Duty    string      `json:"duty,omitempty"` // draining or paused
 	GPUs    []string    `json:"gpus"`
 	Runs    int         `json:"runs"`
 }
@@ -66,7 +68,7 @@ func nodeRows(nodes []fleet.Node) []nodeRow {
 			r.RTTMS = &ms
 		}
 		if n.Offer != nil {
-			r.Offers = n.Offer.Terms.Offers
+			r.Offers, r.Duty = n.Offer.Terms.Offers, n.Offer.Terms.Duty
 			for _, g := range n.Offer.GPUs {
 				r.GPUs = append(r.GPUs, g.Model)
 			}
