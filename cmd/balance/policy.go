@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"strings"
 	"time"
 
@@ -92,6 +93,9 @@ func (a *app) policyCheckCommand() *cobra.Command {
 			path := a.home.path(rulesFile)
 			if len(args) > 0 {
 				path = args[0]
+				if _, err := os.Stat(path); err != nil { // without a file the default would pass
+					return fmt.Errorf("check rules: %w", err)
+				}
 			}
 			rules, err := agent.LoadRules(path)
 			r := checkReply{File: path, OK: err == nil, Problems: []agent.Problem{}}
