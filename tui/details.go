@@ -120,6 +120,9 @@ func terms(n *fleet.Node) []string {
 		return []string{"offers nothing: it only sends work to others"}
 	}
 	out := []string{"runs what " + n.Owner + " sends"}
+	if t.Duty != "" {
+		out = []string{"is " + t.Duty + ": takes nothing new"}
+	}
 	if t.ReserveCPU > 0 || t.ReserveMemory > 0 {
 		out = append(out, fmt.Sprintf("keeps %s and %v of memory back", cores(t.ReserveCPU), t.ReserveMemory))
 	}
@@ -127,20 +130,22 @@ func terms(n *fleet.Node) []string {
 		return append(out, "nothing for other owners")
 	}
 	for _, g := range t.Others {
-		who := g.Owner
-		if who == "*" { // any owner; see policy.AnyOwner
-			who = "every member"
-		}
 		gpus := "no GPU"
 		if g.GPUs > 0 {
 			gpus = plural(g.GPUs, "GPU")
 		}
-		s := fmt.Sprintf("%s may use %s, %v of memory and %s", who, cores(g.CPU), g.Memory, gpus)
+		s := fmt.Sprintf("%s may use %s, %v of memory and %s", g.Who(), cores(g.CPU), g.Memory, gpus)
 		if g.Time > 0 {
 			s += ", for " + task.FormatDuration(g.Time) + " a run"
 		}
-		if g.From != g.To {
-			s += fmt.Sprintf(", from %02d:%02d to %02d:%02d", g.From/60, g.From%60, g.To/60, g.To%60)
+		if g.Hours != "" {
+			s += ", " + string(g.Hours)
+		}
+		if g.Idle > 0 {
+			s += ", when nobody has used it for " + task.FormatDuration(g.Idle)
+		}
+		if g.Mains {
+			s += ", on AC power"
 		}
 		if g.Isolation == "none" { // see policy.IsolationNone
 			s += ", without a sandbox"

@@ -78,7 +78,7 @@ func (s spec) node(seed int) fleet.Node {
 }
 
 const testTerms = `{"offers": true, "reserve_cpu_milli": 2000, "reserve_memory": 4294967296, "others": [
-	{"owner": "bob", "cpu_milli": 4000, "memory": 17179869184, "gpus": 1, "time_ns": 7200000000000, "from_min": 1320, "to_min": 450, "isolation": "none"},
+	{"owner": "bob", "cpu_milli": 4000, "memory": 17179869184, "gpus": 1, "time_ns": 7200000000000, "hours": "22:00-07:30", "isolation": "none"},
 	{"owner": "*", "cpu_milli": 1000, "memory": 2147483648}]}`
 
 // testMesh is a mesh with a machine of every kind.

@@ -155,7 +155,7 @@ func TestWalk(t *testing.T) {
 		tm := start(t, f, 120, 30)
 		tm.see("lab-prod", "8/10 up", "athena", "kallisto", "live")
 		tm.send(keyEnter)
-		tm.see("2h a run, from 22:00 to 07:30", "GPU 1  H100", "r-m4a7zz")
+		tm.see("2h a run, 22:00-07:30", "GPU 1  H100", "r-m4a7zz")
 		tm.send(keyEsc)
 		tm.see("LAST")
 		tm.send("2")

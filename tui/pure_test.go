@@ -479,7 +479,7 @@ func TestTerms(t *testing.T) {
 	got := strings.Join(terms(&nodes[0]), "\n")
 	const want = `runs what ada sends
 keeps 2 cores and 4 GiB of memory back
-bob may use 4 cores, 16 GiB of memory and 1 GPU, for 2h a run, from 22:00 to 07:30, without a sandbox
+bob may use 4 cores, 16 GiB of memory and 1 GPU, for 2h a run, 22:00-07:30, without a sandbox
 every member may use 1 core, 2 GiB of memory and no GPU`
 	if got != want {
 		t.Errorf("%s\nwant %s", got, want)

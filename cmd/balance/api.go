@@ -38,7 +38,8 @@ type statusReply struct {
 	Names      string      `json:"names,omitempty"`       // the domain that the host's resolver asks the node about
 	NamesError string      `json:"names_error,omitempty"` // why it does not
 	NoSandbox  string      `json:"no_sandbox,omitempty"`  // why this machine cannot build one
-	RulesError string      `json:"rules_error,omitempty"` // rules.yaml as it is now is not in force
+	Duty       string      `json:"duty,omitempty"`        // draining or paused; empty: it works
+	RulesError string      `json:"rules_error,omitempty"` // policy.yaml as it is now is not in force
 }
 
 // nodeRow is one element of the answer of GET /v1/nodes.
@@ -54,6 +55,7 @@ type nodeRow struct {
 	Via     string      `json:"via,omitempty"` // the relay
 	Self    bool        `json:"self"`
 	Offers  bool        `json:"offers"`
+	Duty    string      `json:"duty,omitempty"` // draining or paused
 	GPUs    []string    `json:"gpus"`
 	Runs    int         `json:"runs"`
 }
@@ -67,7 +69,7 @@ func nodeRows(nodes []fleet.Node) []nodeRow {
 			r.RTTMS = &ms
 		}
 		if n.Offer != nil {
-			r.Offers = n.Offer.Terms.Offers
+			r.Offers, r.Duty = n.Offer.Terms.Offers, n.Offer.Terms.Duty
 			for _, g := range n.Offer.GPUs {
 				r.GPUs = append(r.GPUs, g.Model)
 			}

@@ -74,7 +74,10 @@ func diagnose(e *exam) []finding {
 
 func ofThisNode(e *exam) (out []finding) {
 	if e.status.RulesError != "" {
-		out = append(out, finding{levelProblem, "the file rules.yaml is not in force, an older state of it is: " + e.status.RulesError, "correct it; see with: balance offer"})
+		out = append(out, finding{levelProblem, "the file policy.yaml is not in force, an older state of it is: " + e.status.RulesError, "correct it; check it with: balance policy check"})
+	}
+	if e.status.Duty != "" {
+		out = append(out, finding{levelNote, "this machine is " + e.status.Duty + ": it takes no runs", "end that with: balance resume"})
 	}
 	if e.status.NoSandbox != "" && e.status.Offers {
 		out = append(out, finding{levelNote, "this machine has no sandbox, so it takes other owners' runs only where its rules trust them: " + e.status.NoSandbox, "see docs/isolation.md; on Debian: apt-get install bubblewrap"})
@@ -134,7 +137,7 @@ func ofRelays(e *exam) []finding {
 	}
 	needed := slices.ContainsFunc(e.others, func(r nodeRow) bool { return r.Path == fleet.PathNone || r.Path == fleet.PathRelay })
 	if len(e.net.Relays) == 0 {
-		f := finding{levelNote, "no member relays for this one: where no direct path can be had, there is none", "write relay: own or relay: all into rules.yaml of a machine with a public address"}
+		f := finding{levelNote, "no member relays for this one: where no direct path can be had, there is none", "write relay: own or relay: all into policy.yaml of a machine with a public address"}
 		if needed {
 			f.Level = levelWarning
 		}

@@ -40,7 +40,7 @@ func TestDiagnose(t *testing.T) {
 	}{
 		{"healthy", func(*exam) {}, nil},
 		{"alone", func(e *exam) { e.others, e.net.Relays = nil, nil }, nil},
-		{"rules", func(e *exam) { e.status.RulesError = "line 3" }, []string{"problem: rules.yaml"}},
+		{"rules", func(e *exam) { e.status.RulesError = "line 3" }, []string{"problem: policy.yaml"}},
 		{"no sandbox", func(e *exam) { e.status.NoSandbox, e.status.Offers = "no bwrap", true }, []string{"note: no sandbox"}},
 		{"loopback", func(e *exam) { e.net.Addresses = []string{"127.0.0.1:4000"} }, []string{"warning: loopback"}},
 		{"hard", func(e *exam) { e.net.NAT = mesh.NATHard }, []string{"note: hard NAT"}},

@@ -6,16 +6,20 @@ import (
 	"crypto/sha256"
 	"errors"
 	"log/slog"
+	"math"
 	"net/netip"
 	"os"
+	"os/signal"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/balanceai/balance/exec/agent"
 	"github.com/balanceai/balance/exec/fleet"
 	"github.com/balanceai/balance/exec/isolate"
 	"github.com/balanceai/balance/exec/place"
+	"github.com/balanceai/balance/exec/policy"
 	"github.com/balanceai/balance/exec/run"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/identity"
@@ -42,6 +46,7 @@ type facts struct {
 	mu       sync.Mutex
 	stamp    fileStamp
 	rules    agent.Rules
+	duty     string // what the owner has told the machine for now
 	rulesErr error
 	hardware fleet.Offer // as measured: without the owner's part
 	services []fleet.Service
@@ -68,6 +73,11 @@ func stampOf(path string) fileStamp {
 // newFacts measures the machine and reads the rules.
 func newFacts(ctx context.Context, h home, self identity.ID, db *store.Store, who *roster, log *slog.Logger) (*facts, error) {
 	f := &facts{rulesPath: h.path(rulesFile), self: self, db: db, who: who, log: log, probe: fleet.NewProbe(string(h)), told: make(chan struct{}, 1)}
+	duty, err := db.Setting(ctx, settingDuty)
+	if err != nil {
+		return nil, err
+	}
+	f.duty = duty
 	f.stamp = stampOf(f.rulesPath)
 	rules, err := agent.LoadRules(f.rulesPath)
 	if err != nil {
@@ -102,6 +112,7 @@ func (f *facts) complete() {
 	f.offer.Labels = f.rules.Labels
 	f.offer.Drivers = []string{task.DriverProcess}
 	f.offer.Terms = f.rules.Terms
+	f.offer.Terms.Duty = f.duty
 	f.offer.Isolation = f.machine.Level()
 	f.offer.Holds = f.holds
 	f.offer.Streams = f.streams
@@ -115,10 +126,32 @@ func (f *facts) serve(services []fleet.Service) {
 	f.services = services
 	f.complete()
 	f.mu.Unlock()
+	f.tell()
+}
+
+// tell has run publish the offer.
+func (f *facts) tell() {
 	select {
 	case f.told <- struct{}{}:
 	default: // run is about to look
 	}
+}
+
+// settingDuty is where the ledger file keeps what the owner has told the
+// machine to do for now, so that a restart does not forget it.
+const settingDuty = "duty"
+
+// setDuty has the machine drain, pause or, with nothing, work again.
+func (f *facts) setDuty(ctx context.Context, duty string) error {
+	if err := f.db.SetSetting(ctx, settingDuty, duty); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	f.duty = duty
+	f.complete()
+	f.mu.Unlock()
+	f.tell()
+	return nil
 }
 
 // current returns the offer, and why the rules as they are now are not in
@@ -165,6 +198,9 @@ func (f *facts) run(ctx context.Context) error {
 	defer rules.Stop()
 	hardware := time.NewTicker(hardwarePeriod)
 	defer hardware.Stop()
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
 	for {
 		if err := f.publish(ctx); err != nil && ctx.Err() == nil {
 			f.log.Error("publish the offer", "error", err)
@@ -176,8 +212,10 @@ func (f *facts) run(ctx context.Context) error {
 			case <-hardware.C:
 				f.measure(ctx)
 				changed = true
+			case <-hangup:
+				changed = f.reload(true)
 			case <-rules.C:
-				changed = f.reload()
+				changed = f.reload(false)
 				if f.reachable != nil {
 					changed = f.setStreams(f.reachable()) || changed
 				}
@@ -188,13 +226,14 @@ func (f *facts) run(ctx context.Context) error {
 	}
 }
 
-// reload reads the rules if their file has changed, and reports whether that
-// changed the offer. Rules with mistakes leave the older ones in force.
-func (f *facts) reload() bool {
+// reload reads the rules if their file has changed, or anyway, and reports
+// whether that changed the offer. Rules with mistakes leave the older ones in
+// force.
+func (f *facts) reload(anyway bool) bool {
 	now := stampOf(f.rulesPath)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if now == f.stamp {
+	if now == f.stamp && !anyway {
 		return false
 	}
 	f.stamp = now
@@ -251,21 +290,15 @@ func (f *facts) admit(ask run.Ask) (run.Grant, []task.Reason) {
 	if !ok || !from.May(trust.MayDispatch) {
 		return run.Grant{}, []task.Reason{task.Reasonf("terms", "its submitter may not dispatch runs in this mesh")}
 	}
-	node := f.node(f.held(ask.Held))
-	var own task.Needs
-	for _, u := range ask.Held {
-		if f.who.now().Members[u.From].Owner == from.Owner {
-			own.CPU += u.Needs.CPU
-			own.Memory += u.Needs.Memory
-			own.GPUs += u.Needs.GPUs
-		}
-	}
+	held := f.held(ask.Held)
+	node := f.node(held)
 	terms, err := wire.Marshal(node.Offer.Terms)
 	if err != nil {
 		return run.Grant{}, []task.Reason{task.Reasonf("terms", "the owner's terms cannot be read: %v", err)}
 	}
-	reasons, devices := place.Check(ask.Spec, from.Owner, &node, own, time.Now())
-	grant := run.Grant{Devices: devices, Policy: sha256.Sum256(terms), Isolation: node.Offer.Terms.Level(from.Owner, node.Owner)}
+	own := place.Own{Held: f.use(ask.Held, from.Owner), Measured: f.presence(node.Offer.Terms, held)}
+	reasons, devices := place.Check(ask.Spec, asker(from), &node, own, time.Now())
+	grant := run.Grant{Devices: devices, Policy: sha256.Sum256(terms), Isolation: node.Offer.Terms.Level(asker(from), node.Owner)}
 	if from.Owner != node.Owner {
 		grant.Limits, grant.Network = othersLimits(ask.Spec.Needs.Held()), []string{}
 	}
@@ -283,6 +316,72 @@ const (
 // a program that is starved takes its place for longer.
 func othersLimits(n task.Needs) task.Limits {
 	return task.Limits{Memory: n.Memory, CPU: max(n.CPU, task.Core), PIDs: othersPIDs, Disk: max(n.Disk, othersDisk)}
+}
+
+// asker is a member as the terms of others see it.
+func asker(m trust.Member) policy.Asker {
+	return policy.Asker{Owner: m.Owner, Node: m.Name, Role: m.Role.String()}
+}
+
+// presence measures whether the owner is there, if terms ask for that.
+func (f *facts) presence(terms policy.Terms, held fleet.Held) *policy.Conditions {
+	if !terms.Measure() {
+		return nil
+	}
+	c := f.sampler.Presence(held)
+	return &c
+}
+
+// use adds up what an owner's runs use of the machine, and have used of it.
+func (f *facts) use(held []run.Use, owner string) policy.Held {
+	members := f.who.now().Members
+	var own policy.Held
+	for _, u := range held {
+		if members[u.From].Owner == owner {
+			own.Add(u.Needs)
+		}
+	}
+	own.Used = func(within time.Duration) time.Duration {
+		now := time.Now()
+		used, err := f.usedSince(owner, now.Add(-within), now)
+		if err != nil {
+			f.log.Error("add up what an owner has used", "owner", owner, "error", err)
+			return math.MaxInt64 // what is not known is not given
+		}
+		return used
+	}
+	return own
+}
+
+// usedSince adds up the time that an owner's runs were going on this machine.
+func (f *facts) usedSince(owner string, since, now time.Time) (sum time.Duration, err error) {
+	runs, err := f.db.Runs(context.Background(), store.RunFilter{})
+	if err != nil {
+		return 0, err
+	}
+	members := f.who.now().Members
+	for _, r := range runs {
+		if r.NodeID != f.self || members[r.Submitter].Owner != owner {
+			continue
+		}
+		sum += overlap(r, since, now)
+	}
+	return sum, nil
+}
+
+// overlap is how long a run was going between two moments.
+func overlap(r task.Status, from, to time.Time) time.Duration {
+	if r.Started.IsZero() {
+		return 0
+	}
+	end := r.Finished
+	if end.IsZero() || end.After(to) {
+		end = to
+	}
+	if r.Started.After(from) {
+		from = r.Started
+	}
+	return max(0, end.Sub(from))
 }
 
 // held turns what the runner holds into what the fleet is told.

@@ -14,20 +14,21 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/balanceai/balance/cmd/balance/quick"
+	"github.com/balanceai/balance/exec/policy"
 )
 
 // home is the one folder that holds a node's state.
 //
 //	identity.key wireguard.key   private keys
 //	ledger.db                    the ledger and what is derived from it
-//	rules.yaml                   what the machine offers, and to whom
+//	policy.yaml                  what the machine offers, and to whom
 //	blobs/ runs/ submitted/      files of runs
 //	lock balance.sock proxy.sock of the daemon that runs
 type home string
 
 const (
 	ledgerFile = "ledger.db"
-	rulesFile  = "rules.yaml"
+	rulesFile  = policy.FileName
 	lockFile   = "lock"
 	socketFile = quick.Socket
 	proxyFile  = "proxy.sock"

@@ -22,6 +22,7 @@ var layers = map[string][]string{
 	"cmd/balance":       {"*"},
 	"cmd/balance/quick": {},
 	"cmd/bench":         {},
+	"cmd/placebench":    {"exec/fleet", "exec/place", "exec/policy", "exec/task", "mesh/identity"},
 	"examples":          {},
 	"mesh":              {"mesh/trust", "mesh/wire", "mesh/identity", "mesh/netstack", "mesh/hostnet", "mesh/member", "mesh/portmap"},
 	"mesh/identity":     {},

@@ -24,6 +24,7 @@ func (a *app) meshCommands() []*cobra.Command {
 	cmds := []*cobra.Command{
 		a.initCommand(), a.upCommand(), a.downCommand(), a.statusCommand(), a.inviteCommand(), a.joinCommand(), a.guestsCommand(),
 		a.nodesCommand(), a.pingCommand(), a.netcheckCommand(), a.doctorCommand(), a.offerCommand(),
+		a.policyCommand(), a.dutyCommand("pause"), a.dutyCommand("drain"), a.dutyCommand("resume"), a.usageCommand(),
 		a.servicesCommand(), a.exposeCommand(), a.forwardCommand(),
 	}
 	for _, c := range cmds {
@@ -72,6 +73,9 @@ func (a *app) statusCommand() *cobra.Command {
 			return a.print.answer(s, func(w io.Writer) error {
 				fmt.Fprintf(w, "%s is up in mesh %s, process %d, since %s\n", s.Name, s.Mesh, s.PID, s.Since.Format("2006-01-02 15:04:05"))
 				fmt.Fprintf(w, "  owner    %s (%s)\n  address  %s\n  UDP port %d\n  members  %d, %d up\n  home     %s\n", s.Owner, s.Role, s.Address, s.Port, s.Members, s.Up, s.Home)
+				if s.Duty != "" {
+					fmt.Fprintf(w, "  duty     %s: takes nothing new; end that with: balance resume\n", s.Duty)
+				}
 				if !s.Offers {
 					fmt.Fprintln(w, "  offers nothing to the mesh")
 				}
@@ -142,6 +146,8 @@ func gives(r nodeRow) string {
 	switch {
 	case !r.Offers:
 		return "nothing"
+	case r.Duty != "":
+		return r.Duty
 	case len(r.GPUs) == 0:
 		return "cpu"
 	case len(r.GPUs) == 1:
@@ -222,7 +228,7 @@ func (a *app) offerCommand() *cobra.Command {
 		Use:   "offer",
 		Short: "Show what this machine offers, and to whom",
 		Long: "Show what this machine offers, and to whom.\n\n" +
-			"The owner's rules are in the file rules.yaml of the home folder. The node takes up a change within a second.",
+			"The owner's rules are in the file policy.yaml of the home folder. The node takes up a change within a second.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var o offerReply
@@ -291,21 +297,34 @@ func terms(f *fleet.Offer) []string {
 		return nil
 	}
 	out := []string{fmt.Sprintf("its owner: everything but %v cores and %v", f.Terms.ReserveCPU, f.Terms.ReserveMemory)}
+	if f.Terms.Duty != "" {
+		out = []string{"nobody: the machine is " + f.Terms.Duty}
+	}
 	for _, g := range f.Terms.Others {
-		who := g.Owner
-		if who == policy.AnyOwner {
-			who = "every member"
-		}
-		line := fmt.Sprintf("%s: %v cores, %v, %d GPUs at one time", who, g.CPU, g.Memory, g.GPUs)
-		if g.Time > 0 {
-			line += fmt.Sprintf(", runs of %v at most", g.Time)
-		}
-		if g.From != g.To {
-			line += fmt.Sprintf(", from %s to %s", policy.Clock(g.From), policy.Clock(g.To))
-		}
-		out = append(out, line)
+		out = append(out, g.Who()+": "+grantWords(&g))
 	}
 	return out
+}
+
+// grantWords says in words what a grant gives.
+func grantWords(g *policy.Grant) string {
+	line := fmt.Sprintf("%v cores, %v, %d GPUs at one time", g.CPU, g.Memory, g.GPUs)
+	add := func(ok bool, format string, args ...any) {
+		if ok {
+			line += ", " + fmt.Sprintf(format, args...)
+		}
+	}
+	add(g.VRAM > 0, "%v of VRAM", g.VRAM)
+	add(g.Runs > 0, "%d runs", g.Runs)
+	add(g.Drivers != "", "only %s", strings.Join(g.Drivers.List(), " and "))
+	add(g.Time > 0, "runs of %v at most", g.Time)
+	add(g.Use > 0, "%v of use in %v", g.Use, g.Per)
+	add(g.Hours != "", "at %s", g.Hours)
+	add(g.Idle > 0, "after %v without anybody at it", g.Idle)
+	add(g.Mains, "on AC power")
+	add(g.GPUFree, "while no other program uses a GPU")
+	add(g.Idle > 0 || g.Mains, "else: %s", cmp.Or(g.Return, policy.Pause))
+	return line
 }
 
 func (a *app) servicesCommand() *cobra.Command {

@@ -70,6 +70,9 @@ func (l *localAPI) routes() http.Handler {
 		"POST /v1/nodes/{node}/ports/{port}": l.connect,
 		"GET /v1/fleet":                      l.fleet,
 		"GET /v1/offer":                      l.offer,
+		"GET /v1/policy":                     l.policy,
+		"POST /v1/duty/{duty}":               l.duty,
+		"GET /v1/usage":                      l.usage,
 		"GET /v1/services":                   l.services,
 		"GET /v1/exposed":                    l.exposed,
 		"POST /v1/exposed":                   l.expose,
@@ -165,7 +168,7 @@ func (l *localAPI) describeSelf() statusReply {
 	s := statusReply{
 		Running: true, PID: os.Getpid(), Version: version, Home: string(l.home),
 		Mesh: state.Genesis.Mesh, MeshID: state.Mesh.String(), Name: me.Name, ID: me.ID, Owner: me.Owner, Role: me.Role.String(),
-		Address: l.node.Address().String(), Port: int(l.node.Port()), Since: l.since, Members: len(nodes), Offers: offer.Terms.Offers,
+		Address: l.node.Address().String(), Port: int(l.node.Port()), Since: l.since, Members: len(nodes), Offers: offer.Terms.Offers, Duty: offer.Terms.Duty,
 		ProxyFile: l.home.path(proxyFile),
 	}
 	for _, n := range nodes {

@@ -289,7 +289,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	}
 	defer func() { err = errors.Join(err, runner.Close()) }()
 	submitted, err := dispatch.New(dispatch.Config{
-		Self: self, Owner: who.me().Owner, Dir: h.path(followDir), Ledger: db, Blobs: blobs, Outputs: outputLimits, Log: log,
+		Self: self, From: asker(who.me()), Dir: h.path(followDir), Ledger: db, Blobs: blobs, Outputs: outputLimits, Log: log,
 		Runs: func(ctx context.Context) ([]task.Status, error) { return unsettled(ctx, db) },
 		View: func() []fleet.Node { nodes, _ := view.Snapshot(); return nodes },
 		Executor: func(id identity.ID) dispatch.Executor {
@@ -334,6 +334,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { facts.sampler.Run(ctx); return nil })
 	group.Go(func() error { return facts.run(ctx) })
+	group.Go(func() error { return facts.enforce(ctx, runner) })
 	group.Go(func() error { return api.replica.Run(ctx) })
 	group.Go(func() error { return keepUp(ctx, changed, who, node, view, log) })
 	met := &meeting{news: heard, node: node, db: db, who: who, view: view, alive: alive, replica: api.replica, submitted: submitted, log: log, states: map[identity.ID]string{}}

@@ -24,6 +24,8 @@ type product struct {
 
 const benchOwner = "bench"
 
+var benchFrom = policy.Asker{Owner: benchOwner}
+
 var benchTime = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
 func newProduct(c *cluster, _ *arrivals) chooser {
@@ -87,7 +89,7 @@ func (p *product) place(j *job) (int, []int) {
 	if p.recent.Add(s.Needs) {
 		p.index.Expect(p.recent.Workload())
 	}
-	best := p.index.Best(s, benchOwner, benchTime, 1, nil)
+	best := p.index.Best(s, benchFrom, benchTime, 1, nil)
 	if len(best) == 0 {
 		return -1, nil
 	}
@@ -97,7 +99,7 @@ func (p *product) place(j *job) (int, []int) {
 
 // admit is the machine's part: the devices that it gives to a run that fits.
 func admit(s *task.Spec, n *fleet.Node) []int {
-	_, uuids := place.Check(s, benchOwner, n, task.Needs{}, benchTime)
+	_, uuids := place.Check(s, benchFrom, n, place.Own{}, benchTime)
 	devices := make([]int, len(uuids))
 	for i, u := range uuids {
 		devices[i], _ = strconv.Atoi(u) // as nodesOf has written it

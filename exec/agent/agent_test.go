@@ -183,7 +183,7 @@ func TestMistakes(t *testing.T) {
 		t.Fatalf("got %v", err)
 	}
 	golden(t, "mistakes.txt", err.Error()+"\n")
-	_, err = ParseRules("rules.yaml", read(t, "mistakes-rules.yaml"))
+	_, err = ParseRules("policy.yaml", read(t, "mistakes-rules.yaml"))
 	if !errors.As(err, &e) {
 		t.Fatalf("got %v", err)
 	}
@@ -276,7 +276,7 @@ func TestDidYouMean(t *testing.T) {
 }
 
 func TestRules(t *testing.T) {
-	rules, err := ParseRules("rules.yaml", []byte(`
+	rules, err := ParseRules("policy.yaml", []byte(`
 offer: all
 relay: all
 relay_rate: 10MiB
@@ -289,7 +289,18 @@ others:
     memory: 8GiB
     gpus: 1
     time: 2h
-    hours: 22:00-07:00
+    hours: mon-fri 22:00-07:00, sat-sun
+    node: bens-pc
+    role: member
+    drivers: [process, image]
+    vram: 16GiB
+    runs: 2
+    use: 20h/7d
+    idle: 10m
+    power: ac
+    gpu: unused
+    on_return: stop
+    grace: 20s
   - {owner: "*", isolation: none, cpu: 500m, memory: 1GiB}
 `))
 	if err != nil {
@@ -299,17 +310,21 @@ others:
 		Terms: policy.Terms{
 			Offers: true, ReserveCPU: 1000, ReserveMemory: 2 * task.GiB,
 			Others: []policy.Grant{
-				{Owner: "ben", Isolation: "none", CPU: 4000, Memory: 8 * task.GiB, GPUs: 1, Time: 2 * time.Hour, From: 22 * 60, To: 7 * 60},
-				{Owner: "*", Isolation: "none", CPU: 500, Memory: task.GiB},
+				{
+					Owner: "ben", Isolation: "none", CPU: 4000, Memory: 8 * task.GiB, GPUs: 1, VRAM: 16 * task.GiB, Time: 2 * time.Hour,
+					Node: "bens-pc", Role: "member", Drivers: "process image", Runs: 2, Use: 20 * time.Hour, Per: 7 * 24 * time.Hour, Hours: "mon-fri 22:00-07:00, sat-sun",
+					Idle: 10 * time.Minute, Mains: true, GPUFree: true, Return: "stop", Grace: 20 * time.Second, Line: 8,
+				},
+				{Owner: "*", Isolation: "none", CPU: 500, Memory: task.GiB, Line: 26},
 			},
 			Relay: policy.RelayAll, RelayRate: 10 * task.MiB,
 		},
 		Labels: []string{"lab", "quiet"},
 	})
-	if rules, err := ParseRules("rules.yaml", []byte("offer: nothing\nrelay: nothing")); err != nil || rules.Terms.Offers || rules.Terms.Relay != "" {
+	if rules, err := ParseRules("policy.yaml", []byte("offer: nothing\nrelay: nothing")); err != nil || rules.Terms.Offers || rules.Terms.Relay != "" {
 		t.Errorf("nothing: %+v, %v", rules, err)
 	}
-	if _, err := ParseRules("rules.yaml", []byte("relay: some")); err == nil {
+	if _, err := ParseRules("policy.yaml", []byte("relay: some")); err == nil {
 		t.Error("relay: some: no error")
 	}
 }
@@ -318,7 +333,7 @@ others:
 // everything and nobody else anything.
 func TestDefaultRules(t *testing.T) {
 	want := Rules{Terms: policy.Terms{Offers: true, Relay: policy.RelayOwn}}
-	rules, err := LoadRules(filepath.Join(t.TempDir(), "rules.yaml"))
+	rules, err := LoadRules(filepath.Join(t.TempDir(), "policy.yaml"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -326,15 +341,24 @@ func TestDefaultRules(t *testing.T) {
 
 	// What is commented out is right as well.
 	all := strings.NewReplacer("\n#labels", "\nlabels", "\n#reserve", "\nreserve", "\n#others", "\nothers", "\n#  ", "\n  ").Replace(DefaultRules)
-	rules, err = ParseRules("rules.yaml", []byte(all))
+	rules, err = ParseRules("policy.yaml", []byte(all))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(rules.Labels) != 2 || rules.Terms.ReserveCPU != 1000 || len(rules.Terms.Others) != 1 || rules.Terms.Others[0].To != 7*60 {
+	if len(rules.Labels) != 2 || rules.Terms.ReserveCPU != 1000 || len(rules.Terms.Others) != 1 || rules.Terms.Others[0].Grace != 10*time.Second {
 		t.Errorf("got %+v", rules)
 	}
 	if _, err := LoadRules(t.TempDir()); err == nil {
 		t.Error("a folder passed for rules")
+	}
+
+	// A file of the former name is not passed over.
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "rules.yaml"), []byte("offer: nothing"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := LoadRules(filepath.Join(dir, "policy.yaml")); err == nil || !strings.Contains(err.Error(), "mv ") {
+		t.Errorf("rules of the former name: %v", err)
 	}
 }
 
@@ -375,7 +399,7 @@ func FuzzParseRules(f *testing.F) {
 	f.Add(data)
 	f.Add([]byte("others:\n- {owner: ben, isolation: none, cpu: 1, memory: 1G, hours: 22:00-07:00}"))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		rules, err := ParseRules("rules.yaml", data)
+		rules, err := ParseRules("policy.yaml", data)
 		if err != nil {
 			check(t, err)
 			return

@@ -1,5 +1,5 @@
 // Package agent reads the two files that people write: agent.yaml, the manifest
-// of an agent, which says what to run and what it needs; and rules.yaml, the
+// of an agent, which says what to run and what it needs; and policy.yaml, the
 // terms on which an owner gives a machine.
 //
 // Both are strict. A key that is not known is a mistake and never ignored, so

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"path/filepath"
 
 	"go.yaml.in/yaml/v4"
 
@@ -37,8 +39,15 @@ relay: own
 #    cpu: 4            # of all his runs together
 #    memory: 8GiB
 #    gpus: 1
+#    runs: 2           # at one time
 #    time: 2h          # the longest run
-#    hours: 22:00-07:00
+#    use: 20h/7d       # of run time in the last seven days
+#    hours: mon-fri 19:00-07:00, sat-sun
+#    idle: 10m         # only when nobody has touched the machine for so long
+#    power: ac         # only while it does not live on its battery
+#    gpu: unused       # only while no other program uses a GPU
+#    on_return: pause  # when you are back, or the power is gone: pause | stop | keep
+#    grace: 10s        # to end in, when stopped
 `
 
 // Rules are the owner's decisions about a machine.
@@ -47,11 +56,18 @@ type Rules struct {
 	Labels []string
 }
 
+// formerName is what the file was called once.
+const formerName = "rules.yaml"
+
 // LoadRules reads the rules at path. Where there is no file, they are the
 // default. Mistakes in it are an [*Errors].
 func LoadRules(path string) (Rules, error) {
 	data, err := readFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
+		former := filepath.Join(filepath.Dir(path), formerName)
+		if _, err := os.Stat(former); err == nil {
+			return Rules{}, fmt.Errorf("read rules: %s: the file is called %s now, and nobody may guess which counts: move it with: mv %s %s", former, policy.FileName, former, path)
+		}
 		return ParseRules(path, []byte(DefaultRules))
 	}
 	if err != nil {
@@ -87,13 +103,14 @@ func (r *reader) rules(root *yaml.Node, to *Rules) {
 			})
 		},
 		"others": func(n *yaml.Node) {
-			seen := map[string]bool{}
+			seen := map[policy.Asker]bool{}
 			for _, item := range r.items(n) {
 				g, ok := r.grant(item)
-				if ok && seen[g.Owner] {
-					r.fail(item, "", "owner %s is there twice", g.Owner)
+				key := policy.Asker{Owner: g.Owner, Node: g.Node, Role: g.Role}
+				if ok && seen[key] {
+					r.fail(item, "", "%s is there twice", g.Who())
 				}
-				seen[g.Owner] = true
+				seen[key] = true
 				to.Terms.Others = append(to.Terms.Others, g)
 			}
 		},
@@ -112,39 +129,6 @@ func parseRelay(s string) (string, error) {
 		return "", nil
 	}
 	return "", fmt.Errorf("%q is none of own, all and nothing", s)
-}
-
-// grant reads what one other owner gets, and reports whether it is whole.
-func (r *reader) grant(n *yaml.Node) (policy.Grant, bool) {
-	var g policy.Grant
-	before := len(r.problems)
-	r.mapping(n, map[string]field{
-		"owner":     value(r, &g.Owner, "the name of a person", notEmpty),
-		"isolation": value(r, &g.Isolation, "sandbox or none", parseIsolation),
-		"cpu":       value(r, &g.CPU, "a number of cores", task.ParseCPU),
-		"memory":    value(r, &g.Memory, "an amount", task.ParseBytes),
-		"gpus":      value(r, &g.GPUs, "a number of devices", parseCount),
-		"time":      value(r, &g.Time, "a length of time", task.ParseDuration),
-		"hours": func(n *yaml.Node) {
-			hours, ok := r.scalar(n, "hours such as 22:00-07:00")
-			if !ok {
-				return
-			}
-			var err error
-			if g.From, g.To, err = policy.ParseHours(hours); err != nil {
-				r.fail(n, "", "%v", err)
-			}
-		},
-	})
-	if len(r.problems) > before {
-		return g, false
-	}
-	if g.Owner == "" {
-		r.fail(n, `name a person, or "*" for everybody`, "owner is missing")
-	} else if err := (policy.Terms{Others: []policy.Grant{g}}).Check(); err != nil {
-		r.fail(n, "", "%v", err)
-	}
-	return g, len(r.problems) == before
 }
 
 func parseOffer(s string) (bool, error) {

@@ -116,6 +116,23 @@ func (g *Group) Kill() error {
 	return nil
 }
 
+// Freeze has all that is in the group stand still, or go on. It gives
+// [errors.ErrUnsupported] where the kernel cannot.
+func (g *Group) Freeze(still bool) error {
+	file, word := filepath.Join(g.V2, "cgroup.freeze"), map[bool]string{true: "1", false: "0"}
+	if g.V2 == "" {
+		freezer := g.V1["freezer"]
+		if freezer == "" {
+			return errors.ErrUnsupported
+		}
+		file, word = filepath.Join(freezer, "freezer.state"), map[bool]string{true: "FROZEN", false: "THAWED"}
+	}
+	if err := ignoreGone(os.WriteFile(file, []byte(word[still]), 0)); err != nil {
+		return fmt.Errorf("freeze a control group: %w", err)
+	}
+	return nil
+}
+
 func processes(dir string) []int {
 	var out []int
 	for s := range strings.FieldsSeq(read(filepath.Join(dir, "cgroup.procs"))) {

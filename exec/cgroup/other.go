@@ -28,6 +28,9 @@ func (*Group) Start(_ *syscall.SysProcAttr, start func() error) error { return s
 // Kill kills nothing.
 func (*Group) Kill() error { return nil }
 
+// Freeze can not.
+func (*Group) Freeze(bool) error { return errors.ErrUnsupported }
+
 // Remove removes nothing.
 func (*Group) Remove() error { return nil }
 

@@ -38,6 +38,7 @@ import (
 	"github.com/balanceai/balance/exec/blob"
 	"github.com/balanceai/balance/exec/fleet"
 	"github.com/balanceai/balance/exec/place"
+	"github.com/balanceai/balance/exec/policy"
 	"github.com/balanceai/balance/exec/spare"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/identity"
@@ -79,9 +80,9 @@ type Blobs interface {
 
 // Config is what a dispatcher works with. LostAfter, Now and Log may be zero.
 type Config struct {
-	Self  identity.ID
-	Owner string // of Self
-	Dir   string // for the journals: a file for each run
+	Self identity.ID
+	From policy.Asker // Self, as terms of others see it
+	Dir  string       // for the journals: a file for each run
 
 	Ledger   Ledger
 	Runs     func(context.Context) ([]task.Status, error) // this node's: all that are not final, and a hundred of the newest others
@@ -161,7 +162,7 @@ func (d *Dispatcher) rank(spec *task.Spec, limit int, skip func(identity.ID) boo
 	d.ranking.Lock()
 	defer d.ranking.Unlock()
 	d.index.Update(d.cfg.View())
-	return d.index.Choose(spec, d.cfg.Owner, d.cfg.Now(), limit, skip)
+	return d.index.Choose(spec, d.cfg.From, d.cfg.Now(), limit, skip)
 }
 
 // learn takes what a run asks for into what runs usually do.

@@ -19,6 +19,7 @@ import (
 
 	"github.com/balanceai/balance/exec/blob"
 	"github.com/balanceai/balance/exec/fleet"
+	"github.com/balanceai/balance/exec/policy"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/identity"
 	"github.com/balanceai/balance/mesh/wire"
@@ -54,7 +55,7 @@ func newLab(t testing.TB, change ...func(*Config)) *lab {
 	l := &lab{t: t, ledger: newLedger(1), hydra: newMachine(2, "hydra"), io: newMachine(3, "io"), juno: newMachine(4, "juno")}
 	l.byID = map[identity.ID]Executor{l.hydra.id(): l.hydra, l.io.id(): l.io, l.juno.id(): l.juno}
 	l.cfg = Config{
-		Self: l.ledger.key.ID(), Owner: "alice", Dir: filepath.Join(t.TempDir(), "runs"),
+		Self: l.ledger.key.ID(), From: policy.Asker{Owner: "alice"}, Dir: filepath.Join(t.TempDir(), "runs"),
 		Ledger: l.ledger, Runs: l.ledger.runs,
 		View:     func() []fleet.Node { return []fleet.Node{l.io.node(16), l.juno.node(32), l.hydra.node(8)} },
 		Executor: func(id identity.ID) Executor { return l.byID[id] },

@@ -15,7 +15,7 @@ import (
 type fit struct {
 	scale  *scale
 	spec   *task.Spec
-	owner  string     // of the run
+	from   policy.Asker
 	needs  task.Needs // what the machine would reserve
 	node   *fleet.Node
 	offer  *fleet.Offer
@@ -30,18 +30,18 @@ type fit struct {
 }
 
 // weigh holds a machine against a run, and asks nothing yet.
-func (sc *scale) weigh(spec *task.Spec, owner string, node *fleet.Node, now time.Time) *fit {
-	return &fit{scale: sc, spec: spec, owner: owner, needs: spec.Needs.Held(), node: node, offer: node.Offer, now: now}
+func (sc *scale) weigh(spec *task.Spec, from policy.Asker, node *fleet.Node, now time.Time) *fit {
+	return &fit{scale: sc, spec: spec, from: from, needs: spec.Needs.Held(), node: node, offer: node.Offer, now: now}
 }
 
 // check asks everything that stands between a run and a machine, and stops
 // early only where nothing is known about the machine.
-func (sc *scale) check(spec *task.Spec, owner string, node *fleet.Node, held task.Needs, now time.Time) *fit {
-	f := sc.weigh(spec, owner, node, now)
+func (sc *scale) check(spec *task.Spec, from policy.Asker, node *fleet.Node, own Own, now time.Time) *fit {
+	f := sc.weigh(spec, from, node, now)
 	f.alive()
 	f.pinned()
 	if f.open() {
-		f.terms(held)
+		f.terms(own)
 		f.rest()
 	}
 	return f
@@ -67,13 +67,15 @@ func (f *fit) rest() {
 }
 
 // terms asks the rules of the machine's owner.
-func (f *fit) terms(held task.Needs) {
+func (f *fit) terms(own Own) {
 	f.reasons = append(f.reasons, f.offer.Terms.Ask(policy.Question{
-		Owner:     f.owner,
+		From:      f.from,
 		Machine:   f.node.Owner,
 		Needs:     f.needs,
 		Limits:    f.spec.Limits,
-		Held:      held,
+		Driver:    f.spec.Driver,
+		Held:      own.Held,
+		Measured:  own.Measured,
 		Now:       f.now.In(time.FixedZone("", f.offer.Zone)),
 		Isolation: f.offer.Isolation,
 	})...)

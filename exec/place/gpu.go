@@ -24,7 +24,7 @@ type device struct {
 	index int // in the pool
 }
 
-// open reports whether a run of owner's could have its part of the device, as
+// open reports whether a run of a member's could have its part of the device, as
 // far as other runs let it.
 func (d *device) open(share int, owner string) bool {
 	if d.held || share == whole {
@@ -65,7 +65,7 @@ func (f *fit) gpus() {
 			pool = right
 		}
 	}
-	idle := f.keep(2, pool, func(d *device) bool { return d.open(f.part(), f.owner) })
+	idle := f.keep(2, pool, func(d *device) bool { return d.open(f.part(), f.from.Owner) })
 	if len(idle) < want {
 		f.busy(idle, pool)
 		if f.needs.Share > 0 {
@@ -103,7 +103,7 @@ func (f *fit) busy(idle, pool []*device) {
 	}
 	most := 0
 	for _, d := range pool {
-		if !d.held && (d.share == 0 || d.owner == f.owner) {
+		if !d.held && (d.share == 0 || d.owner == f.from.Owner) {
 			most = max(most, whole-d.share)
 		}
 	}

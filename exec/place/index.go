@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/balanceai/balance/exec/fleet"
+	"github.com/balanceai/balance/exec/policy"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/identity"
 )
@@ -153,21 +154,21 @@ type Candidate struct {
 	slot int
 }
 
-// Best returns up to n machines that fit a run of owner's, the best first. Skip
+// Best returns up to n machines that fit a run of a member's, the best first. Skip
 // says which are not wanted; it may be nil.
-func (ix *Index) Best(spec *task.Spec, owner string, now time.Time, n int, skip func(identity.ID) bool) []Candidate {
-	c := ix.column(spec, owner)
+func (ix *Index) Best(spec *task.Spec, from policy.Asker, now time.Time, n int, skip func(identity.ID) bool) []Candidate {
+	c := ix.column(spec, from)
 	var best []Candidate
 	for i := range ix.slots {
 		s := &ix.slots[i]
 		e := &c.cells[i]
 		if e.version != s.version {
-			*e = ix.scale.cell(spec, owner, s, now)
+			*e = ix.scale.cell(spec, from, s, now)
 		}
 		if !e.fits || n == len(best) && !ix.before(e.score, i, best[n-1]) {
 			continue
 		}
-		if spec.Node != "" && !isPin(spec.Node, &s.node) || skip != nil && skip(s.node.ID) || !ix.scale.allowed(spec, owner, s, now) {
+		if spec.Node != "" && !isPin(spec.Node, &s.node) || skip != nil && skip(s.node.ID) || !ix.scale.allowed(spec, from, s, now) {
 			continue
 		}
 		best = ix.insert(best, Candidate{Node: s.node.ID, Score: e.score, slot: i}, n)
@@ -194,8 +195,8 @@ func (ix *Index) insert(list []Candidate, c Candidate, n int) []Candidate {
 }
 
 // cell works out what a machine is to runs that ask for what spec does.
-func (sc *scale) cell(spec *task.Spec, owner string, s *slot, now time.Time) cell {
-	f := sc.weigh(spec, owner, &s.node, now)
+func (sc *scale) cell(spec *task.Spec, from policy.Asker, s *slot, now time.Time) cell {
+	f := sc.weigh(spec, from, &s.node, now)
 	f.quiet, f.stand = true, s.stand
 	f.alive()
 	if !f.failed && f.open() {
@@ -209,16 +210,16 @@ func (sc *scale) cell(spec *task.Spec, owner string, s *slot, now time.Time) cel
 }
 
 // allowed asks the rules of a machine's owner.
-func (sc *scale) allowed(spec *task.Spec, owner string, s *slot, now time.Time) bool {
-	f := sc.weigh(spec, owner, &s.node, now)
-	f.terms(task.Needs{})
+func (sc *scale) allowed(spec *task.Spec, from policy.Asker, s *slot, now time.Time) bool {
+	f := sc.weigh(spec, from, &s.node, now)
+	f.terms(Own{})
 	return len(f.reasons) == 0
 }
 
 // column returns what was worked out for runs like this one.
-func (ix *Index) column(spec *task.Spec, owner string) *column {
+func (ix *Index) column(spec *task.Spec, from policy.Asker) *column {
 	ix.clock++
-	key := columnKey(spec, owner)
+	key := columnKey(spec, from)
 	c := ix.memo[key]
 	if c == nil {
 		if len(ix.memo) >= max(minColumns, maxCells/max(1, len(ix.slots))) {
@@ -246,7 +247,7 @@ func (ix *Index) forget() {
 }
 
 // columnKey has all that a cell depends on besides the machine.
-func columnKey(spec *task.Spec, owner string) string {
+func columnKey(spec *task.Spec, from policy.Asker) string {
 	var b []byte
 	n := spec.Needs.Held()
 	var size task.Bytes
@@ -256,21 +257,21 @@ func columnKey(spec *task.Spec, owner string) string {
 	for _, v := range []uint64{uint64(n.CPU), uint64(n.Memory), uint64(n.Disk), uint64(n.GPUs), uint64(n.VRAM), uint64(n.Share), uint64(size)} {
 		b = strconv.AppendUint(append(b, ' '), v, 36)
 	}
-	for _, list := range [][]string{n.GPUModels, n.Arch, n.OS, n.Labels, n.Engines, spec.Prefer, {spec.Driver, owner}} {
+	for _, list := range [][]string{n.GPUModels, n.Arch, n.OS, n.Labels, n.Engines, spec.Prefer, {spec.Driver, from.Owner, from.Node, from.Role}} {
 		b = append(append(b, 1), strings.Join(list, "\x00")...)
 	}
 	return string(b)
 }
 
-// Choose returns the verdict on the machines for a run of owner's, the best
+// Choose returns the verdict on the machines for a run of a member's, the best
 // first: on up to limit machines that fit and, where that leaves room, on those
 // that do not; 0 is for all. More is how many were left out.
-func (ix *Index) Choose(spec *task.Spec, owner string, now time.Time, limit int, skip func(identity.ID) bool) (list task.Ranking, more int) {
+func (ix *Index) Choose(spec *task.Spec, from policy.Asker, now time.Time, limit int, skip func(identity.ID) bool) (list task.Ranking, more int) {
 	if limit == 0 {
 		limit = len(ix.slots)
 	}
-	for _, c := range ix.Best(spec, owner, now, limit, skip) {
-		list = append(list, ix.scale.judge(spec, owner, &ix.slots[c.slot].node, now))
+	for _, c := range ix.Best(spec, from, now, limit, skip) {
+		list = append(list, ix.scale.judge(spec, from, &ix.slots[c.slot].node, now))
 	}
 	fit := len(list)
 	chosen := map[identity.ID]bool{}
@@ -286,7 +287,7 @@ func (ix *Index) Choose(spec *task.Spec, owner string, now time.Time, limit int,
 			more++
 			continue
 		}
-		list = append(list, ix.scale.judge(spec, owner, n, now))
+		list = append(list, ix.scale.judge(spec, from, n, now))
 	}
 	slices.SortFunc(list[fit:], better)
 	if len(list) > limit {

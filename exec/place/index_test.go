@@ -23,9 +23,9 @@ func TestIndexFollows(t *testing.T) {
 		for range 4 {
 			ix.Update(nodes)
 			for _, s := range specs {
-				best := ix.Best(s, "alice", noon, 3, nil)
-				list, more := ix.Choose(s, "alice", noon, 0, nil)
-				if want := Choose(s, "alice", nodes, noon); more != 0 || !reflect.DeepEqual(list, want) {
+				best := ix.Best(s, alice, noon, 3, nil)
+				list, more := ix.Choose(s, alice, noon, 0, nil)
+				if want := Choose(s, alice, nodes, noon); more != 0 || !reflect.DeepEqual(list, want) {
 					t.Fatalf("got %+v\nwant %+v", list, want)
 				}
 				fit := list.Best()
@@ -72,12 +72,12 @@ func TestCapacityIsNeverExceeded(t *testing.T) {
 				s.Needs.Share = rapid.SampledFrom([]int{0, 100, 250, 500, 700}).Draw(t, "share")
 			}
 			ix.Update(nodes)
-			best := ix.Best(s, "alice", noon, 1, nil)
+			best := ix.Best(s, alice, noon, 1, nil)
 			if len(best) == 0 {
 				continue
 			}
 			n := &nodes[best[0].Node[0]-1]
-			reasons, devices := Check(s, "alice", n, task.Needs{}, noon)
+			reasons, devices := Check(s, alice, n, Own{}, noon)
 			if reasons != nil {
 				t.Fatalf("chosen, and then: %v", reasons)
 			}
@@ -122,8 +122,8 @@ func give(n *fleet.Node, needs task.Needs, devices []string) {
 func TestAddingAMachineKeepsTheFit(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		nodes, s := drawNodes(t), drawSpec(t)
-		before := len(Choose(s, "alice", nodes, noon).Best())
-		after := len(Choose(s, "alice", append(nodes, drawNode(t, 99)), noon).Best())
+		before := len(Choose(s, alice, nodes, noon).Best())
+		after := len(Choose(s, alice, append(nodes, drawNode(t, 99)), noon).Best())
 		if after < before {
 			t.Fatalf("%d machines fitted, then %d", before, after)
 		}
@@ -140,13 +140,13 @@ func TestLimitedChoice(t *testing.T) {
 	for _, tc := range []struct {
 		cpu, limit, fit, list, more int
 	}{{1000, 5, 5, 5, 15}, {15000, 10, 5, 10, 10}, {30000, 4, 0, 4, 16}, {1000, 0, 19, 20, 0}} {
-		list, more := ix.Choose(spec(task.Needs{CPU: task.CPU(tc.cpu)}), "alice", noon, tc.limit, nil)
+		list, more := ix.Choose(spec(task.Needs{CPU: task.CPU(tc.cpu)}), alice, noon, tc.limit, nil)
 		if len(list.Best()) != tc.fit || len(list) != tc.list || more != tc.more {
 			t.Errorf("%+v: %d fit of %d, and %d more", tc, len(list.Best()), len(list), more)
 		}
 	}
 	gone := func(id identity.ID) bool { return id[0] > 3 }
-	if list, more := ix.Choose(spec(task.Needs{}), "alice", noon, 0, gone); len(list) != 3 || more != 0 {
+	if list, more := ix.Choose(spec(task.Needs{}), alice, noon, 0, gone); len(list) != 3 || more != 0 {
 		t.Errorf("%d verdicts, %d more", len(list), more)
 	}
 }
@@ -183,7 +183,7 @@ func BenchmarkDecide(b *testing.B) {
 			specs := make([]*task.Spec, len(shapes))
 			for i, needs := range shapes {
 				specs[i] = spec(needs)
-				ix.Best(specs[i], "alice", noon, 16, nil)
+				ix.Best(specs[i], alice, noon, 16, nil)
 			}
 			r := rand.New(rand.NewPCG(3, 4))
 			b.ReportAllocs()
@@ -192,7 +192,7 @@ func BenchmarkDecide(b *testing.B) {
 				live := *changed.Live
 				changed.Live = &live
 				ix.set(changed)
-				if len(ix.Best(specs[i%len(specs)], "alice", noon, 16, nil)) == 0 {
+				if len(ix.Best(specs[i%len(specs)], alice, noon, 16, nil)) == 0 {
 					b.Fatal("nothing fits")
 				}
 			}
@@ -202,7 +202,7 @@ func BenchmarkDecide(b *testing.B) {
 			ix := NewIndex(NewWorkload(nil))
 			ix.Update(nodes)
 			for i := 0; b.Loop(); i++ {
-				ix.Best(spec(task.Needs{CPU: task.CPU(1000 + i%4000), GPUs: 1, Share: 250}), "alice", noon, 16, nil)
+				ix.Best(spec(task.Needs{CPU: task.CPU(1000 + i%4000), GPUs: 1, Share: 250}), alice, noon, 16, nil)
 			}
 		})
 	}

@@ -30,7 +30,7 @@ func TestNearest(t *testing.T) {
 		{"the owner's word", spec(task.Needs{}), []fleet.Node{machine(1, func(n *fleet.Node) { n.Owner = "ben" })}, "it would fit on node-1, but that it its owner ben has not granted anything to alice"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			c, ok := Nearest(Choose(tc.spec, "alice", tc.nodes, noon))
+			c, ok := Nearest(Choose(tc.spec, alice, tc.nodes, noon))
 			if c.Text != tc.want || ok != (tc.want != "") {
 				t.Errorf("got %v %q, want %q", ok, c.Text, tc.want)
 			}
@@ -42,13 +42,13 @@ func TestNearest(t *testing.T) {
 func TestNearestIsTrue(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		nodes, s := drawNodes(t), drawSpec(t)
-		c, ok := Nearest(Choose(s, "alice", nodes, noon))
+		c, ok := Nearest(Choose(s, alice, nodes, noon))
 		if !ok {
 			return
 		}
 		lifted := *s
 		reason := task.Reason{}
-		for _, v := range Choose(s, "alice", nodes, noon) {
+		for _, v := range Choose(s, alice, nodes, noon) {
 			if v.Node == c.Node {
 				reason = v.Reasons[0]
 			}
@@ -70,7 +70,7 @@ func TestNearestIsTrue(t *testing.T) {
 		if reason.Have == 0 {
 			return // a run always needs some
 		}
-		for _, v := range Choose(&lifted, "alice", nodes, noon) {
+		for _, v := range Choose(&lifted, alice, nodes, noon) {
 			if v.Node == c.Node && !v.Fits {
 				t.Fatalf("%q, and then: %v", c.Text, v.Reasons)
 			}

@@ -23,38 +23,43 @@ import (
 	"time"
 
 	"github.com/balanceai/balance/exec/fleet"
+	"github.com/balanceai/balance/exec/policy"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/identity"
 )
 
-// Choose returns the verdict on every machine for a run of owner's, the best
-// first, where nothing is known of what runs usually ask for. now is the clock
+// Choose returns the verdict on every machine for a run that comes from a
+// member, the best first, where nothing is known of what runs usually ask for. now is the clock
 // that [fleet.Node.LiveAt] was told by. Who decides often has an [Index].
-func Choose(spec *task.Spec, owner string, nodes []fleet.Node, now time.Time) task.Ranking {
+func Choose(spec *task.Spec, from policy.Asker, nodes []fleet.Node, now time.Time) task.Ranking {
 	ix := NewIndex(NewWorkload(nil))
 	ix.Update(nodes)
-	list, _ := ix.Choose(spec, owner, now, 0, nil)
+	list, _ := ix.Choose(spec, from, now, 0, nil)
 	return list
 }
 
-// Check returns every reason why a machine cannot take a run of owner's now,
-// and the GPUs that the run would get, by UUID. held is what that owner's runs
-// hold of the machine, which only the machine itself knows; the terms for other
-// owners count it.
-func Check(spec *task.Spec, owner string, node *fleet.Node, held task.Needs, now time.Time) ([]task.Reason, []string) {
-	f := newScale(NewWorkload(nil)).check(spec, owner, node, held, now)
+// Own is what only the machine itself knows of the terms for other owners.
+type Own struct {
+	Held     policy.Held        // what that owner's runs use
+	Measured *policy.Conditions // nil: not known
+}
+
+// Check returns every reason why a machine cannot take a run now, and the GPUs
+// that the run would get, by UUID.
+func Check(spec *task.Spec, from policy.Asker, node *fleet.Node, own Own, now time.Time) ([]task.Reason, []string) {
+	f := newScale(NewWorkload(nil)).check(spec, from, node, own, now)
 	if len(f.reasons) > 0 {
 		return f.reasons, nil
 	}
 	return nil, f.uuids()
 }
 
-func (sc *scale) judge(spec *task.Spec, owner string, node *fleet.Node, now time.Time) task.Verdict {
+func (sc *scale) judge(spec *task.Spec, from policy.Asker, node *fleet.Node, now time.Time) task.Verdict {
 	v := task.Verdict{Node: node.ID, Name: node.Name, Owner: node.Owner}
 	if !node.Self && node.Live != nil {
 		v.AgeMS = max(0, now.Sub(node.LiveAt).Milliseconds())
 	}
-	f := sc.check(spec, owner, node, task.Needs{}, now)
+	f := sc.check(spec, from, node, Own{}, now)
 	if len(f.reasons) > 0 {
 		v.Reasons = f.reasons
 		return v

@@ -19,6 +19,9 @@ import (
 var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 
 // machine returns a node of alice's with 8 cores, 16 GiB and nothing held.
+// alice is who sends the runs of these tests.
+var alice = policy.Asker{Owner: "alice"}
+
 func machine(n byte, change ...func(*fleet.Node)) fleet.Node {
 	node := fleet.Node{
 		ID: identity.ID{n}, Name: fmt.Sprintf("node-%d", n), Owner: "alice", State: fleet.Up,
@@ -104,9 +107,9 @@ func TestReasons(t *testing.T) {
 		},
 		{
 			"another owner's hours, in the machine's zone", spec(task.Needs{}),
-			machine(1, others(policy.Grant{Owner: "alice", Isolation: policy.IsolationNone, CPU: 8000, Memory: task.GiB, From: 22 * 60, To: 7 * 60}),
+			machine(1, others(policy.Grant{Owner: "alice", Isolation: policy.IsolationNone, CPU: 8000, Memory: task.GiB, Hours: "22:00-07:00"}),
 				func(n *fleet.Node) { n.Offer.Zone = 2 * 3600 }),
-			[]task.Reason{{Rule: "terms", Text: "is open to alice from 22:00 to 07:00", Ever: true}},
+			[]task.Reason{{Rule: "terms", Text: "is open to alice at these hours: 22:00-07:00", Ever: true}},
 		},
 		{
 			"driver, os, arch, labels, engines",
@@ -191,7 +194,7 @@ func TestReasons(t *testing.T) {
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got, devices := Check(tc.spec, "alice", &tc.node, task.Needs{}, noon)
+			got, devices := Check(tc.spec, alice, &tc.node, Own{}, noon)
 			if !slices.Equal(got, tc.want) || devices != nil {
 				t.Errorf("got %d reasons and devices %q:\n%+v\nwant\n%+v", len(got), devices, got, tc.want)
 			}
@@ -201,7 +204,7 @@ func TestReasons(t *testing.T) {
 
 func TestSentencesAreBounded(t *testing.T) {
 	n := machine(1, gpu(strings.Repeat("né", 10_000), task.GiB, task.GiB), func(n *fleet.Node) { n.Offer.OS = strings.Repeat("x", 50_000) })
-	reasons, _ := Check(spec(task.Needs{OS: []string{"linux"}, GPUModels: []string{"L4"}, VRAM: 2 * task.GiB}), "alice", &n, task.Needs{}, noon)
+	reasons, _ := Check(spec(task.Needs{OS: []string{"linux"}, GPUModels: []string{"L4"}, VRAM: 2 * task.GiB}), alice, &n, Own{}, noon)
 	if len(reasons) != 3 {
 		t.Fatalf("%d reasons", len(reasons))
 	}
@@ -218,10 +221,10 @@ func TestCheckCountsWhatTheOwnerHolds(t *testing.T) {
 		n.Offer.Terms.Others = []policy.Grant{{Owner: "alice", Isolation: policy.IsolationNone, CPU: 2000, Memory: 4 * task.GiB}}
 	})
 	s := spec(task.Needs{CPU: 1500, Memory: task.GiB})
-	if reasons, _ := Check(s, "alice", &n, task.Needs{}, noon); reasons != nil {
+	if reasons, _ := Check(s, alice, &n, Own{}, noon); reasons != nil {
 		t.Fatalf("alice holds nothing: %v", reasons)
 	}
-	reasons, _ := Check(s, "alice", &n, task.Needs{CPU: 1000}, noon)
+	reasons, _ := Check(s, alice, &n, Own{Held: policy.Held{CPU: 1000}}, noon)
 	if len(reasons) != 1 || !reasons[0].Ever || reasons[0].Rule != "terms" {
 		t.Errorf("alice holds a core: %+v", reasons)
 	}
@@ -246,7 +249,7 @@ func TestDevices(t *testing.T) {
 		{"no GPU asked", task.Needs{}, machine(1, gpu("L4", 24*g, 24*g)), nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			reasons, got := Check(spec(tc.needs), "alice", &tc.node, task.Needs{}, noon)
+			reasons, got := Check(spec(tc.needs), alice, &tc.node, Own{}, noon)
 			if reasons != nil || !slices.Equal(got, tc.want) {
 				t.Errorf("got %q %v, want %q", got, reasons, tc.want)
 			}
@@ -261,10 +264,10 @@ func TestMemoryCountsOnce(t *testing.T) {
 		n.Offer.Terms.ReserveMemory = 2 * task.GiB
 		n.Live.HeldMemory, n.Live.FreeMemory = 8*task.GiB, 7*task.GiB // runs use the 8, the owner's programs 1
 	})
-	if reasons, _ := Check(spec(task.Needs{Memory: 6 * task.GiB}), "alice", &n, task.Needs{}, noon); reasons != nil {
+	if reasons, _ := Check(spec(task.Needs{Memory: 6 * task.GiB}), alice, &n, Own{}, noon); reasons != nil {
 		t.Errorf("6 of 16-2-8 GiB: %v", reasons)
 	}
-	if reasons, _ := Check(spec(task.Needs{Memory: 6*task.GiB + 1}), "alice", &n, task.Needs{}, noon); reasons == nil {
+	if reasons, _ := Check(spec(task.Needs{Memory: 6*task.GiB + 1}), alice, &n, Own{}, noon); reasons == nil {
 		t.Error("the owner's reserve was given away")
 	}
 }
@@ -313,7 +316,7 @@ func TestChooseOrder(t *testing.T) {
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			if got := names(Choose(spec(tc.needs), "alice", tc.nodes, noon)); got != tc.want {
+			if got := names(Choose(spec(tc.needs), alice, tc.nodes, noon)); got != tc.want {
 				t.Errorf("got %s, want %s", got, tc.want)
 			}
 		})
@@ -332,7 +335,7 @@ func TestVerdict(t *testing.T) {
 		machine(5, func(n *fleet.Node) { n.Path.RTT = 0 }),
 	}
 	var got strings.Builder
-	for _, v := range Choose(spec(task.Needs{CPU: 2000, Memory: 4 * g}), "alice", nodes, noon) {
+	for _, v := range Choose(spec(task.Needs{CPU: 2000, Memory: 4 * g}), alice, nodes, noon) {
 		fmt.Fprintf(&got, "%s %d (%d ms)\n", v.Name, v.Score, v.AgeMS)
 		for _, p := range v.Parts {
 			fmt.Fprintf(&got, "  %d %s: %s\n", p.Points, p.Name, p.Text)
@@ -372,7 +375,7 @@ node-4 18090 (2000 ms)
 	if got.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", got.String(), want)
 	}
-	v := Choose(spec(task.Needs{VRAM: 10 * g}), "alice", nodes[:1], noon)[0]
+	v := Choose(spec(task.Needs{VRAM: 10 * g}), alice, nodes[:1], noon)[0]
 	if p := v.Parts[1]; p.Text != "leaves 14 GiB of 24 GiB of VRAM, leaves no GPU idle" || !slices.Equal(v.Devices, []string{"GPU-0"}) {
 		t.Errorf("%+v %q", p, v.Devices)
 	}
@@ -403,7 +406,7 @@ func TestPin(t *testing.T) {
 		}
 	}
 	s := &task.Spec{Driver: task.DriverProcess, Node: a.ID.String()}
-	if r := Choose(s, "alice", nodes, noon); !r[0].Fits || r[0].Node != a.ID || r[1].Fits {
+	if r := Choose(s, alice, nodes, noon); !r[0].Fits || r[0].Node != a.ID || r[1].Fits {
 		t.Errorf("pinned by id: %+v", r)
 	}
 }
@@ -422,7 +425,7 @@ func BenchmarkChoose(b *testing.B) {
 		s := spec(bc.needs)
 		b.Run(bc.name+"/1000", func(b *testing.B) {
 			for b.Loop() {
-				Choose(s, "alice", nodes, noon)
+				Choose(s, alice, nodes, noon)
 			}
 		})
 	}

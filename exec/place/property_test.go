@@ -97,7 +97,7 @@ func fits(r task.Ranking) map[identity.ID]bool {
 func TestRankingProperties(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		nodes, s := drawNodes(t), drawSpec(t)
-		r := Choose(s, "alice", nodes, noon)
+		r := Choose(s, alice, nodes, noon)
 		if len(r) != len(nodes) {
 			t.Fatalf("%d verdicts on %d machines", len(r), len(nodes))
 		}
@@ -125,7 +125,7 @@ func TestRankingProperties(t *testing.T) {
 			case v.Fits && len(v.Devices) != s.Needs.Held().GPUs:
 				t.Fatalf("devices %q for %+v", v.Devices, s.Needs)
 			}
-			reasons, devices := Check(s, "alice", &nodes[v.Node[0]], task.Needs{}, noon)
+			reasons, devices := Check(s, alice, &nodes[v.Node[0]], Own{}, noon)
 			if (reasons == nil) != v.Fits || !slices.Equal(devices, v.Devices) {
 				t.Fatalf("predicted %+v, decided %v %q", v, reasons, devices)
 			}
@@ -136,10 +136,10 @@ func TestRankingProperties(t *testing.T) {
 func TestOrderOfMachinesDoesNotMatter(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		nodes, s := drawNodes(t), drawSpec(t)
-		want := Choose(s, "alice", nodes, noon)
+		want := Choose(s, alice, nodes, noon)
 		r := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0))
 		r.Shuffle(len(nodes), func(i, j int) { nodes[i], nodes[j] = nodes[j], nodes[i] })
-		if got := Choose(s, "alice", nodes, noon); !reflect.DeepEqual(got, want) {
+		if got := Choose(s, alice, nodes, noon); !reflect.DeepEqual(got, want) {
 			t.Fatalf("got %+v\nwant %+v", got, want)
 		}
 	})
@@ -151,10 +151,10 @@ func TestRemovingOneMachineLeavesTheOthers(t *testing.T) {
 		if len(nodes) == 0 {
 			return
 		}
-		all := fits(Choose(s, "alice", nodes, noon))
+		all := fits(Choose(s, alice, nodes, noon))
 		gone := rapid.IntRange(0, len(nodes)-1).Draw(t, "gone")
 		delete(all, nodes[gone].ID)
-		if got := fits(Choose(s, "alice", slices.Delete(nodes, gone, gone+1), noon)); !reflect.DeepEqual(got, all) {
+		if got := fits(Choose(s, alice, slices.Delete(nodes, gone, gone+1), noon)); !reflect.DeepEqual(got, all) {
 			t.Fatalf("got %v, want %v", got, all)
 		}
 	})
@@ -164,7 +164,7 @@ func TestRemovingOneMachineLeavesTheOthers(t *testing.T) {
 func TestAddingCapacityKeepsTheFit(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		node, s := drawNode(t, 1), drawSpec(t)
-		before, _ := Check(s, "alice", &node, task.Needs{}, noon)
+		before, _ := Check(s, alice, &node, Own{}, noon)
 		if before != nil {
 			return
 		}
@@ -194,7 +194,7 @@ func TestAddingCapacityKeepsTheFit(t *testing.T) {
 			}
 			node.Live = &l
 		}
-		if after, _ := Check(s, "alice", &node, task.Needs{}, noon); after != nil {
+		if after, _ := Check(s, alice, &node, Own{}, noon); after != nil {
 			t.Fatalf("with more of %d: %v", more, after)
 		}
 	})
@@ -204,7 +204,7 @@ func TestAddingCapacityKeepsTheFit(t *testing.T) {
 func TestLiftingAReasonRemovesIt(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		node, s := drawNode(t, 1), drawSpec(t)
-		reasons, _ := Check(s, "alice", &node, task.Needs{}, noon)
+		reasons, _ := Check(s, alice, &node, Own{}, noon)
 		for _, r := range reasons {
 			lifted, n := *s, node
 			switch r.Rule {
@@ -230,7 +230,7 @@ func TestLiftingAReasonRemovesIt(t *testing.T) {
 			if r.Have == 0 && (r.Rule == "cpu" || r.Rule == "memory") {
 				continue // a run always needs some
 			}
-			after, _ := Check(&lifted, "alice", &n, task.Needs{}, noon)
+			after, _ := Check(&lifted, alice, &n, Own{}, noon)
 			if slices.ContainsFunc(after, func(a task.Reason) bool { return a.Rule == r.Rule }) {
 				t.Fatalf("%q is still there: %v", r, after)
 			}

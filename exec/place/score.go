@@ -18,8 +18,8 @@ const (
 	slowest     = 6                // halvings that count: after a minute, late is late
 	ownerPoints = 10 * levelPoints
 	wishPoints  = 20 * levelPoints // for a label that the run prefers
-	selfPoints  = 5 * levelPoints // for the submitter's own machine
-	nearPoints  = 4 * levelPoints // for one beside it
+	selfPoints  = 5 * levelPoints  // for the submitter's own machine
+	nearPoints  = 4 * levelPoints  // for one beside it
 	fitPoints   = levelPoints - 1
 )
 
@@ -150,7 +150,7 @@ func devices(n int) string {
 }
 
 func (f *fit) scoreOwner() task.Part {
-	if f.node.Owner == f.owner {
+	if f.node.Owner == f.from.Owner {
 		return task.Part{Name: "owner", Text: "belongs to the same owner", Points: ownerPoints}
 	}
 	return task.Part{Name: "owner", Text: "belongs to " + f.node.Owner}

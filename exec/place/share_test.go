@@ -37,7 +37,7 @@ func TestShares(t *testing.T) {
 		{"parts of two", task.Needs{GPUs: 2, Share: 500}, machine(1, l4, l4, l4, hold(1)), "GPU-0 GPU-2"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			reasons, devices := Check(spec(tc.needs), "alice", &tc.node, task.Needs{}, noon)
+			reasons, devices := Check(spec(tc.needs), alice, &tc.node, Own{}, noon)
 			got := devices
 			for _, r := range reasons {
 				got = append(got, r.Text)
@@ -73,10 +73,10 @@ func TestScarceModelsAreLeft(t *testing.T) {
 	}
 	ix := NewIndex(NewWorkload(runs))
 	ix.Update(nodes)
-	if best := ix.Best(spec(task.Needs{CPU: 1000, GPUs: 1}), "alice", noon, 1, nil); best[0].Node != nodes[1].ID {
+	if best := ix.Best(spec(task.Needs{CPU: 1000, GPUs: 1}), alice, noon, 1, nil); best[0].Node != nodes[1].ID {
 		t.Errorf("a run that takes any model went to %v", best)
 	}
-	if best := ix.Best(spec(task.Needs{CPU: 1000, GPUs: 1, GPUModels: []string{"T4"}}), "alice", noon, 1, nil); best[0].Node != nodes[0].ID {
+	if best := ix.Best(spec(task.Needs{CPU: 1000, GPUs: 1, GPUModels: []string{"T4"}}), alice, noon, 1, nil); best[0].Node != nodes[0].ID {
 		t.Errorf("a run for a T4 went to %v", best)
 	}
 }

@@ -1,7 +1,9 @@
 package policy
 
 import (
+	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -21,7 +23,7 @@ func at(clock string) time.Time {
 
 // asks is a run of owner's on alice's machine.
 func asks(owner string, needs task.Needs, now string) Question {
-	return Question{Owner: owner, Machine: "alice", Needs: needs.Held(), Now: at(now), Isolation: IsolationNone}
+	return Question{From: Asker{Owner: owner}, Machine: "alice", Needs: needs.Held(), Now: at(now), Isolation: IsolationNone}
 }
 
 // The table was written by hand from what an owner would expect: who, what, and
@@ -30,8 +32,8 @@ func TestTable(t *testing.T) {
 	const g = task.GiB
 	terms := Terms{Offers: true, Others: []Grant{
 		{Owner: "ben", Isolation: IsolationNone, CPU: 4 * task.Core, Memory: 8 * g, GPUs: 1, Time: time.Hour},
-		{Owner: "cleo", Isolation: IsolationNone, CPU: 2 * task.Core, Memory: 4 * g, From: 22 * 60, To: 7 * 60},
-		{Owner: AnyOwner, Isolation: IsolationNone, CPU: task.Core, Memory: g, From: 12 * 60, To: 13 * 60},
+		{Owner: "cleo", Isolation: IsolationNone, CPU: 2 * task.Core, Memory: 4 * g, Hours: "22:00-07:00"},
+		{Owner: AnyOwner, Isolation: IsolationNone, CPU: task.Core, Memory: g, Hours: "12:00-13:00"},
 	}}
 	hour := task.Limits{Time: time.Hour}
 	for _, tc := range []struct {
@@ -51,12 +53,12 @@ func TestTable(t *testing.T) {
 		{"ben is not everybody too", asks("ben", task.Needs{CPU: 4 * task.Core}, "12:30"), hour, task.Needs{}, "", false},
 		{"cleo at night", asks("cleo", task.Needs{}, "22:00"), task.Limits{}, task.Needs{}, "", false},
 		{"cleo before the morning", asks("cleo", task.Needs{}, "06:59"), task.Limits{}, task.Needs{}, "", false},
-		{"cleo in the morning", asks("cleo", task.Needs{}, "07:00"), task.Limits{}, task.Needs{}, "is open to cleo from 22:00 to 07:00", true},
+		{"cleo in the morning", asks("cleo", task.Needs{}, "07:00"), task.Limits{}, task.Needs{}, "is open to cleo at these hours: 22:00-07:00", true},
 		{"dora at noon", asks("dora", task.Needs{}, "12:00"), task.Limits{}, task.Needs{}, "", false},
-		{"dora after noon", asks("dora", task.Needs{}, "13:00"), task.Limits{}, task.Needs{}, "is open to dora from 12:00 to 13:00", true},
+		{"dora after noon", asks("dora", task.Needs{}, "13:00"), task.Limits{}, task.Needs{}, "is open to dora at these hours: 12:00-13:00", true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			tc.q.Limits, tc.q.Held = tc.limits, tc.held
+			tc.q.Limits, tc.q.Held = tc.limits, Held{CPU: tc.held.CPU, Memory: tc.held.Memory, GPUs: tc.held.GPUs}
 			var texts []string
 			for _, r := range terms.Ask(tc.q) {
 				texts = append(texts, r.Text)
@@ -103,7 +105,7 @@ func TestDeniesByDefault(t *testing.T) {
 		"no grants":                           {Terms{Offers: true}, asks("ben", task.Needs{}, "12:00")},
 		"a grant of nothing":                  {Terms{Offers: true, Others: []Grant{{Owner: "ben", Isolation: IsolationNone}}}, asks("ben", task.Needs{}, "12:00")},
 		"a grant that accepts no isolation":   {Terms{Offers: true, Others: []Grant{{Owner: "ben", CPU: 8000, Memory: task.TiB}}}, asks("ben", task.Needs{}, "12:00")},
-		"a machine that does not say its own": {Terms{Offers: true, Others: []Grant{{Owner: "ben", CPU: 8000, Memory: task.TiB}}}, Question{Owner: "ben", Machine: "alice", Needs: task.Needs{}.Held()}},
+		"a machine that does not say its own": {Terms{Offers: true, Others: []Grant{{Owner: "ben", CPU: 8000, Memory: task.TiB}}}, Question{From: Asker{Owner: "ben"}, Machine: "alice", Needs: task.Needs{}.Held()}},
 	} {
 		if tc.terms.Ask(tc.q) == nil {
 			t.Errorf("%s: allowed", name)
@@ -161,16 +163,22 @@ func TestCheck(t *testing.T) {
 		t.Error(err)
 	}
 	for name, terms := range map[string]Terms{
-		"owner twice":   {Others: []Grant{good, good}},
-		"no owner":      with(func(g *Grant) { g.Owner = "" }),
-		"odd owner":     with(func(g *Grant) { g.Owner = "Ben" }),
-		"isolation":     with(func(g *Grant) { g.Isolation = "vm" }),
-		"no cpu":        with(func(g *Grant) { g.CPU = 0 }),
-		"no memory":     with(func(g *Grant) { g.Memory = 0 }),
-		"negative GPUs": with(func(g *Grant) { g.GPUs = -1 }),
-		"negative time": with(func(g *Grant) { g.Time = -1 }),
-		"hours":         with(func(g *Grant) { g.To = 24 * 60 }),
-		"before hours":  with(func(g *Grant) { g.From = -1 }),
+		"owner twice":           {Others: []Grant{good, good}},
+		"no owner":              with(func(g *Grant) { g.Owner = "" }),
+		"odd owner":             with(func(g *Grant) { g.Owner = "Ben" }),
+		"isolation":             with(func(g *Grant) { g.Isolation = "vm" }),
+		"no cpu":                with(func(g *Grant) { g.CPU = 0 }),
+		"no memory":             with(func(g *Grant) { g.Memory = 0 }),
+		"negative GPUs":         with(func(g *Grant) { g.GPUs = -1 }),
+		"negative time":         with(func(g *Grant) { g.Time = -1 }),
+		"hours":                 with(func(g *Grant) { g.Hours = "24:00-25:00" }),
+		"a node of anybody":     with(func(g *Grant) { g.Owner, g.Node = AnyOwner, "laptop" }),
+		"an odd node":           with(func(g *Grant) { g.Node = "Lap Top" }),
+		"role":                  with(func(g *Grant) { g.Role = "king" }),
+		"use of no time":        with(func(g *Grant) { g.Use = 1 }),
+		"a long grace":          with(func(g *Grant) { g.Grace = time.Minute }),
+		"on_return":             with(func(g *Grant) { g.Return, g.Idle = "cry", 1 }),
+		"a return from nowhere": with(func(g *Grant) { g.Return = Pause }),
 	} {
 		if terms.Check() == nil {
 			t.Errorf("%s: no error", name)
@@ -179,30 +187,71 @@ func TestCheck(t *testing.T) {
 }
 
 func TestHours(t *testing.T) {
-	for _, s := range []string{"22:00-07:30", "00:00-00:00", "9:05 - 17:00"} {
-		from, to, err := ParseHours(s)
+	day := func(name string, clock string) time.Time { // 2026-11-01 is a Sunday
+		return at(clock).AddDate(2026, 10, slices.Index(weekdays, name))
+	}
+	for _, tc := range []struct {
+		hours string
+		now   time.Time
+		want  bool
+	}{
+		{"22:00-07:30", day("mon", "22:00"), true},
+		{"22:00-07:30", day("mon", "07:29"), true},
+		{"22:00-07:30", day("mon", "07:30"), false},
+		{"00:00-00:00", day("mon", "12:00"), true},
+		{"mon-fri 18:00-08:00", day("mon", "07:00"), false}, // of sunday
+		{"mon-fri 18:00-08:00", day("mon", "18:00"), true},
+		{"mon-fri 18:00-08:00", day("sat", "07:59"), true}, // of friday
+		{"mon-fri 18:00-08:00", day("sat", "18:00"), false},
+		{"mon-fri 18:00-08:00, sat-sun", day("sat", "18:00"), true},
+		{"fri-mon", day("sun", "12:00"), true},
+		{"fri-mon", day("tue", "00:00"), false},
+		{"Wed  9:05-17:00", day("wed", "09:05"), true},
+	} {
+		h, err := ParseHours(tc.hours)
 		if err != nil {
-			t.Fatalf("%q: %v", s, err)
+			t.Fatalf("%q: %v", tc.hours, err)
 		}
-		if again, to2, err := ParseHours(Clock(from) + "-" + Clock(to)); again != from || to2 != to || err != nil {
-			t.Errorf("%q became %d-%d", s, again, to2)
+		if again, err := ParseHours(string(h)); again != h || err != nil {
+			t.Errorf("%q became %q", h, again)
+		}
+		if got := h.Open(tc.now); got != tc.want {
+			t.Errorf("%s on %v: %v", tc.hours, tc.now.Format("Mon 15:04"), got)
 		}
 	}
-	for _, s := range []string{"", "22:00", "22:00-", "-07:00", "24:00-07:00", "22:60-07:00", "22-7", "22:00-07:00-08:00", "noon-night"} {
-		if _, _, err := ParseHours(s); err == nil {
+	for _, s := range []string{"", " ", "22:00", "22:00-", "-07:00", "24:00-07:00", "22:60-07:00", "22-7", "22:00-07:00-08:00", "noon-night", "mon,", "mon-day 01:00-02:00", "mon 01:00-02:00 tue", "mon tue"} {
+		if _, err := ParseHours(s); err == nil {
 			t.Errorf("%q: no error", s)
 		}
+	}
+	if Hours("rubbish").Open(at("12:00")) {
+		t.Error("hours that nobody can read are open")
 	}
 }
 
 // Of any two different hours, exactly one half of the day is open.
 func TestHoursAreHalfOpen(t *testing.T) {
+	clock := func(m int) string { return fmt.Sprintf("%02d:%02d", m/60, m%60) }
 	rapid.Check(t, func(t *rapid.T) {
 		from, to := rapid.IntRange(0, 1439).Draw(t, "from"), rapid.IntRange(0, 1439).Draw(t, "to")
-		now := at(Clock(rapid.IntRange(0, 1439).Draw(t, "now")))
-		day, night := Grant{From: from, To: to}.open(now), Grant{From: to, To: from}.open(now)
+		now := at(clock(rapid.IntRange(0, 1439).Draw(t, "now")))
+		day, night := Hours(clock(from)+"-"+clock(to)).Open(now), Hours(clock(to)+"-"+clock(from)).Open(now)
 		if from != to && day == night || from == to && !day {
-			t.Fatalf("%s-%s at %v: %v and %v", Clock(from), Clock(to), now, day, night)
+			t.Fatalf("%s-%s at %v: %v and %v", clock(from), clock(to), now, day, night)
+		}
+	})
+}
+
+func FuzzHours(f *testing.F) {
+	f.Add("mon-fri 18:00-08:00, sat-sun")
+	f.Add("22:00-07:00")
+	f.Fuzz(func(t *testing.T, s string) {
+		h, err := ParseHours(s)
+		if err != nil {
+			return
+		}
+		if again, err := ParseHours(string(h)); err != nil || again != h {
+			t.Fatalf("%q became %q, then %q: %v", s, h, again, err)
 		}
 	})
 }

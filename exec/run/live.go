@@ -56,26 +56,28 @@ type live struct {
 
 	cancel context.CancelCauseFunc // of the context of its goroutine, with an *end
 
-	mu    sync.Mutex
-	watch *supervise.Watch // on its supervisor; nil before and after
-	asked *end             // to be told to it; the first one counts
-	force bool             // likewise
+	mu     sync.Mutex
+	watch  *supervise.Watch // on its supervisor; nil before and after
+	asked  *end             // to be told to it; the first one counts
+	force  bool             // likewise
+	paused bool             // the run is held still
 }
 
 // end is why a run is made to end.
 type end struct {
 	state  task.State
 	reason string
-	code   int    // instead of the program's own; 0 to keep that
-	cause  string // of [task.Finished]
-	lost   bool   // it is this machine that has lost the run
+	code   int           // instead of the program's own; 0 to keep that
+	cause  string        // of [task.Finished]
+	lost   bool          // it is this machine that has lost the run
+	grace  time.Duration // from SIGTERM to SIGKILL; 0 for the Runner's
 }
 
 func (e *end) Error() string { return e.reason }
 
 // told is the end as a supervisor is told it.
 func (e *end) told() supervise.End {
-	return supervise.End{State: string(e.state), Reason: e.reason, Code: e.code, Cause: e.cause, Lost: e.lost}
+	return supervise.End{State: string(e.state), Reason: e.reason, Code: e.code, Cause: e.cause, Lost: e.lost, Grace: e.grace}
 }
 
 // newLive returns a run and the context that ends when it is to end.

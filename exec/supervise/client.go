@@ -175,6 +175,17 @@ func (w *Watch) End(why End, force bool) error {
 	return err
 }
 
+// Hold has all that the run has started stand still, or go on. Again is no
+// mistake. An end lets it go on.
+func (w *Watch) Hold(still bool) error {
+	how := 0
+	if still {
+		how = 1
+	}
+	_, err := fmt.Fprintf(w.conn, "hold %d\n", how)
+	return err
+}
+
 // Resize tells the program the size of its terminal.
 func (w *Watch) Resize(size Size) error {
 	_, err := fmt.Fprintf(w.conn, "size %d %d\n", size.Rows, size.Cols)

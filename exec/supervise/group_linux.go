@@ -102,6 +102,50 @@ func nsInit(pid int) bool {
 	return false
 }
 
+// hold has all that the run has started stand still, or go on: by the kernel
+// where the run has a group that can, else by a signal to each process.
+func (g *group) hold(still bool) error {
+	if g.cgroup != nil {
+		if err := g.cgroup.Freeze(still); !errors.Is(err, errors.ErrUnsupported) {
+			return err
+		}
+	}
+	sig := syscall.SIGCONT
+	if still {
+		sig = syscall.SIGSTOP
+	}
+	for seen := map[int]bool{}; ; { // those that were started meanwhile too
+		more := false
+		for _, pid := range descendants() {
+			if !seen[pid] {
+				seen[pid], more = true, true
+				_ = syscall.Kill(pid, sig)
+			}
+		}
+		if !more {
+			return nil
+		}
+	}
+}
+
+// descendants returns every process that this one has started, however far down.
+func descendants() []int {
+	parents := map[int]int{}
+	for _, pid := range allPids() {
+		parents[pid] = parent(pid)
+	}
+	var out []int
+	for pid := range parents {
+		for p := parents[pid]; p > 1; p = parents[p] {
+			if p == os.Getpid() {
+				out = append(out, pid)
+				break
+			}
+		}
+	}
+	return out
+}
+
 // kill kills without waiting. The program must not have been waited for.
 func (g *group) kill() {
 	_ = syscall.Kill(-g.pid, syscall.SIGKILL)

@@ -40,6 +40,14 @@ func (g *group) orphans() []int { return nil }
 
 func (g *group) terminate() { _ = syscall.Kill(-g.pid, syscall.SIGTERM) }
 
+// hold stops the process group, or lets it go on.
+func (g *group) hold(still bool) error {
+	if still {
+		return syscall.Kill(-g.pid, syscall.SIGSTOP)
+	}
+	return syscall.Kill(-g.pid, syscall.SIGCONT)
+}
+
 func (g *group) kill() { _ = syscall.Kill(-g.pid, syscall.SIGKILL) }
 
 func (g *group) sweep() error {

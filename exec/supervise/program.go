@@ -1,6 +1,7 @@
 package supervise
 
 import (
+	"cmp"
 	"errors"
 	"io"
 	"os"
@@ -52,15 +53,17 @@ func (o *Order) overran(e *Exit, did cgroup.Events) *End {
 // has ended a program.
 const signalBase = 128
 
-// end is called with the lock of the server held, once or again.
-func (p *program) end(force bool) {
+// end is called with the lock of the server held, once or again. A grace time
+// of 0 is that of the order.
+func (p *program) end(force bool, grace time.Duration) {
 	switch {
 	case force:
 		p.kill()
 	case p.killer == nil:
 		p.terminate()
-		p.killer = time.AfterFunc(p.grace, p.kill)
+		p.killer = time.AfterFunc(cmp.Or(grace, p.grace), p.kill)
 	}
+	_ = p.hold(false) // what stands still does not hear SIGTERM
 }
 
 // run starts the program and returns how it ended, when all that it started is

@@ -174,6 +174,8 @@ func (s *server) obey(in *bufio.Reader) {
 			if json.Unmarshal([]byte(why), &e) == nil {
 				s.end(e, how == "1")
 			}
+		case "hold":
+			s.hold(rest == "1")
 		case "size":
 			var size Size
 			if _, err := fmt.Sscan(rest, &size.Rows, &size.Cols); err == nil {
@@ -193,7 +195,16 @@ func (s *server) end(why End, force bool) {
 	}
 	s.force = s.force || force
 	if s.program != nil {
-		s.program.end(s.force)
+		s.program.end(s.force, s.ending.Grace)
+	}
+}
+
+// hold has the run stand still, or go on. One that is to end goes on.
+func (s *server) hold(still bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.program != nil && s.ending == nil {
+		_ = s.program.hold(still) // what cannot be held goes on
 	}
 }
 
@@ -212,7 +223,7 @@ func (s *server) set(p *program, in *stdin) {
 	s.program, s.stdin, s.started = p, in, p.began
 	s.newsLocked()
 	if s.ending != nil {
-		p.end(s.force)
+		p.end(s.force, s.ending.Grace)
 	}
 }
 

@@ -103,6 +103,8 @@ type End struct {
 	Code   int    // instead of the program's own; 0 to keep that
 	Cause  string // which limit it was; empty for none
 	Lost   bool   `json:",omitempty"` // the machine has lost it
+
+	Grace time.Duration `json:",omitempty"` // from SIGTERM to SIGKILL; 0 for that of the order
 }
 
 // Exit is how a run ended.
