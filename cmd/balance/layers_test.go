@@ -51,9 +51,11 @@ var layers = map[string][]string{
 	"exec/run":          {"exec/task", "exec/policy", "exec/journal", "exec/lease", "exec/spare", "exec/supervise", "exec/blob", "mesh/identity", "mesh/wire"},
 	"exec/remote":       {"exec/task", "exec/blob", "exec/lease", "mesh/identity", "mesh/wire"},
 	"exec/dispatch":     {"exec/task", "exec/fleet", "exec/place", "exec/policy", "exec/journal", "exec/lease", "exec/spare", "exec/blob", "mesh/identity", "mesh/wire"},
+	"exec/gateway":      {"exec/task", "exec/fleet", "exec/policy", "mesh/identity"},
 	"tui":               {"exec/task", "exec/fleet", "mesh/identity"},
 
-	"mesh/meshtest/netlab": {},
+	"exec/gateway/enginetest": {},
+	"mesh/meshtest/netlab":    {},
 }
 
 type listed struct {

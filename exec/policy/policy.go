@@ -28,6 +28,8 @@ type Terms struct {
 	// which it cannot read; empty is for nobody.
 	Relay     string     `cbor:"5,keyasint,omitempty" json:"relay,omitempty"`
 	RelayRate task.Bytes `cbor:"6,keyasint,omitempty" json:"relay_rate,omitempty"` // a second, of each member that sends; 0 for no limit
+
+	Models []ModelGrant `cbor:"40,keyasint,omitempty" json:"models,omitempty"` // what owners other than the machine's may ask its engines
 }
 
 // For whom a machine relays.

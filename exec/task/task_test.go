@@ -54,6 +54,7 @@ func fullSpec() Spec {
 		Inputs:  []Input{{Path: "in", Tree: [32]byte{2}, Size: 5, Kind: KindFolder}, {Path: "x/y", Tree: [32]byte{3}, Kind: KindFile}},
 		Outputs: []string{"out", "report.md"}, Limits: Limits{Time: time.Hour, Output: MiB}, Node: "hydra", Stdin: true, Detached: true,
 		Prefer: []string{"quiet"}, Retry: RetryOnLoss, Lease: time.Minute,
+		Models: []Model{{Name: "llm", Model: "llama3.2", EndpointVar: "AT", ModelVar: "WHICH"}},
 	}
 }
 
@@ -77,6 +78,9 @@ func TestSpecCheck(t *testing.T) {
 		"empty command":      func(s *Spec) { s.Command = []string{""} },
 		"NUL in an argument": func(s *Spec) { s.Command = append(s.Command, "a\x00b") },
 		"no driver":          func(s *Spec) { s.Driver = "" },
+		"unnamed model":      func(s *Spec) { s.Models[0].Model = "" },
+		"model twice":        func(s *Spec) { s.Models = append(s.Models, s.Models[0]) },
+		"odd model variable": func(s *Spec) { s.Models[0].ModelVar = "A=B" },
 		"odd driver":         func(s *Spec) { s.Driver = "wasm" },
 		"no image":           func(s *Spec) { s.Image = "" },
 		"negative GPUs":      func(s *Spec) { s.Needs.GPUs = -1 },
