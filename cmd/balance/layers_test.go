@@ -47,7 +47,7 @@ var layers = map[string][]string{
 	"exec/lease":        {},
 	"exec/supervise":    {"exec/lease"},
 	"exec/blob":         {"exec/task", "mesh/wire"},
-	"exec/agent":        {"exec/task", "exec/policy"},
+	"exec/agent":        {"exec/task", "exec/policy", "mesh/identity"},
 	"exec/run":          {"exec/task", "exec/policy", "exec/journal", "exec/lease", "exec/spare", "exec/supervise", "exec/blob", "mesh/identity", "mesh/wire"},
 	"exec/remote":       {"exec/task", "exec/blob", "exec/lease", "mesh/identity", "mesh/wire"},
 	"exec/dispatch":     {"exec/task", "exec/fleet", "exec/place", "exec/policy", "exec/journal", "exec/lease", "exec/spare", "exec/blob", "mesh/identity", "mesh/wire"},

@@ -23,6 +23,7 @@
 //	limits: {time: 10m, output: 64MiB}
 //	place: {node: hydra,          # only there
 //	        prefer: [quiet]}      # or: rather where the owner has given this label
+//	models: {llm: llama3.2}       # that it asks; a list of names will do
 //	stdin: true                   # standard input follows
 //	idempotent: true              # running it twice does no harm: detached, it is retried on loss
 //	retry: on-loss                # or never, whatever idempotent says
@@ -53,7 +54,7 @@ const FileName = "agent.yaml"
 const maxInputs = 256
 
 // later are the keys of manifests that a version to come understands.
-var later = []string{"gang", "models", "network", "parameters", "secrets", "serve", "tools"}
+var later = []string{"gang", "network", "parameters", "secrets", "serve", "tools"}
 
 // Manifest is an agent that can be run.
 type Manifest struct {
@@ -157,6 +158,7 @@ func (r *reader) manifest(root *yaml.Node, m *Manifest) {
 		"idempotent": value(r, &m.Idempotent, "true or false", parseBool),
 		"retry":      value(r, &s.Retry, "never or on-loss", task.ParseRetry),
 		"lease":      value(r, &s.Lease, "a length of time", task.ParseDuration),
+		"models":     func(n *yaml.Node) { r.uses(n, &s.Models) },
 	}
 	has := r.mapping(root, fields, later...)
 	if root.Kind == yaml.MappingNode {

@@ -21,7 +21,7 @@ type Model struct {
 const (
 	MaxModels    = 128
 	maxModelName = 200
-	maxLoaded    = 16 // of them in gossip, which is small
+	maxLoaded    = 8 // of them in gossip, which is small
 )
 
 // ValidModel reports whether a name can be a model's: others print it.

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -338,13 +337,4 @@ func (f *Finder) call(ctx context.Context, method, url, key string, body []byte,
 		return fmt.Errorf("%s", resp.Status)
 	}
 	return json.NewDecoder(io.LimitReader(resp.Body, findBytes)).Decode(v)
-}
-
-// CheckPlace refuses what is no place of an engine.
-func CheckPlace(text string) error {
-	u, err := url.Parse(text)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-		return fmt.Errorf("%q is no base URL of an engine: write it like http://127.0.0.1:9000/v1", text)
-	}
-	return nil
 }

@@ -33,6 +33,11 @@ var errLeft = errors.New("the run goes on")
 // error says why it could not be started, or what ended it: a signal, or an
 // *end.
 func (x *live) process(ctx context.Context, fin *task.Finished) error {
+	closed, err := x.models()
+	if err != nil {
+		return err
+	}
+	defer func() { fin.Usage.Models = closed() }()
 	o, err := x.order(fin)
 	if err != nil {
 		fin.ExitCode = startCode(err)
@@ -326,6 +331,7 @@ func (x *live) environ() map[string]string {
 		"HOME":   x.work(),
 		"TMPDIR": x.temp(),
 	}
+	maps.Copy(env, x.endpoint)
 	maps.Copy(env, x.spec.Env)
 	env["BALANCE_RUN"] = x.id
 	env["BALANCE_NODE"] = x.r.cfg.Name
