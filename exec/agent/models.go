@@ -37,12 +37,14 @@ func (r *reader) models(n *yaml.Node, to *Rules) {
 		"others": func(n *yaml.Node) {
 			seen := map[string]bool{}
 			for _, item := range r.items(n) {
-				g := r.modelGrant(item)
+				g, models := r.modelGrant(item)
 				if seen[g.Owner] {
 					r.fail(item, "", "owner %s is there twice", g.Owner)
 				}
 				seen[g.Owner] = true
-				to.Terms.Models = append(to.Terms.Models, g)
+				for _, g.Model = range models {
+					to.Terms.Models = append(to.Terms.Models, g)
+				}
 			}
 		},
 	})
@@ -79,17 +81,22 @@ func parseAbsolute(s string) (string, error) {
 	return s, nil
 }
 
-func (r *reader) modelGrant(n *yaml.Node) (g policy.ModelGrant) {
+// modelGrant reads what one other owner may ask, and the models: an empty name
+// stands for all of them.
+func (r *reader) modelGrant(n *yaml.Node) (g policy.ModelGrant, models []string) {
 	before := len(r.problems)
 	r.mapping(n, map[string]field{
 		"owner":    value(r, &g.Owner, "the name of a person", parseOwner),
-		"models":   words(r, &g.Models, "the name of a model", filled),
+		"models":   words(r, &models, "the name of a model", filled),
 		"requests": value(r, &g.Requests, "a number of requests", parseCount),
 	})
 	if g.Owner == "" && len(r.problems) == before {
 		r.fail(n, `name a person, or "*" for everybody`, "owner is missing")
 	}
-	return g
+	if len(models) == 0 {
+		models = []string{""}
+	}
+	return g, models
 }
 
 func parseOwner(s string) (string, error) {

@@ -46,7 +46,7 @@ models:
 		t.Fatal(err)
 	}
 	same(t, rules.Models, ModelRules{Engines: []EngineAt{{URL: "http://127.0.0.1:9000/v1"}, {URL: "https://gpu.example", KeyFile: "/etc/key"}}})
-	same(t, rules.Terms.Models, []policy.ModelGrant{{Owner: "ben", Models: []string{"tiny", "qwen3:8b"}, Requests: 2}, {Owner: "*"}})
+	same(t, rules.Terms.Models, []policy.ModelGrant{{Owner: "ben", Model: "tiny", Requests: 2}, {Owner: "ben", Model: "qwen3:8b", Requests: 2}, {Owner: "*"}})
 	for text, want := range map[string]string{
 		"models: {engines: [127.0.0.1:9000]}":               "no base URL",
 		"models: {engines: [{key_file: /k}]}":               "url is missing",

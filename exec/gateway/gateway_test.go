@@ -350,7 +350,7 @@ func TestTerms(t *testing.T) {
 	if resp.StatusCode != http.StatusForbidden || b.engine.Total.Load() != 0 {
 		t.Errorf("asked directly: %s", resp.Status)
 	}
-	l.grant(b, policy.ModelGrant{Owner: "ben", Models: []string{"echo"}, Requests: 1})
+	l.grant(b, policy.ModelGrant{Owner: "ben", Model: "echo", Requests: 1})
 	if code, got := ask("echo"); code != http.StatusOK {
 		t.Errorf("with a grant: %d %s", code, got)
 	}

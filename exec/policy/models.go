@@ -6,11 +6,12 @@ import (
 	"github.com/balanceai/balance/exec/task"
 )
 
-// ModelGrant is which models of a machine one other owner may ask.
+// ModelGrant is a model of a machine that one other owner may ask. It is flat, as
+// offers nest no deeper: an owner has a grant for each model.
 type ModelGrant struct {
-	Owner    string   `cbor:"1,keyasint" json:"owner"`                        // exact name, or "*" for every member
-	Models   []string `cbor:"2,keyasint,omitempty" json:"models,omitempty"`   // exact names; all of them where there are none
-	Requests int      `cbor:"3,keyasint,omitempty" json:"requests,omitempty"` // at one time; 0: [DefaultRequests]
+	Owner    string `cbor:"1,keyasint" json:"owner"`                        // exact name, or "*" for every member
+	Model    string `cbor:"2,keyasint,omitempty" json:"model,omitempty"`    // exact name; empty for all of them
+	Requests int    `cbor:"3,keyasint,omitempty" json:"requests,omitempty"` // of the owner at one time; 0: [DefaultRequests]
 }
 
 // DefaultRequests is how many requests of one other owner the engines of a
@@ -34,13 +35,15 @@ func (t Terms) AskModel(q ModelQuestion) []task.Reason {
 	if q.Owner != "" && q.Owner == q.Machine {
 		return nil
 	}
-	g, ok := t.modelGrant(q.Owner)
-	switch {
-	case !ok:
+	owner := t.modelOwner(q.Owner)
+	if owner == "" {
 		return []task.Reason{task.Reasonf("models", "its owner %s has not granted its models to %s", q.Machine, q.Owner)}
-	case len(g.Models) > 0 && !slices.Contains(g.Models, q.Model):
+	}
+	at := slices.IndexFunc(t.Models, func(g ModelGrant) bool { return g.Owner == owner && (g.Model == "" || g.Model == q.Model) })
+	if at < 0 {
 		return []task.Reason{task.Reasonf("models", "its owner %s has granted other models to %s, not %s", q.Machine, q.Owner, q.Model)}
 	}
+	g := t.Models[at]
 	if most := g.requests(); q.Asked >= most {
 		r := task.Reasonf("models", "answers %d requests of %s at one time, and is doing so", most, q.Owner)
 		r.Ever, r.Need, r.Have = true, uint64(q.Asked)+1, uint64(most)
@@ -56,16 +59,18 @@ func (g ModelGrant) requests() int {
 	return DefaultRequests
 }
 
-// modelGrant finds the grant for an owner: the one with the exact name before
-// the one for everybody.
-func (t Terms) modelGrant(owner string) (all ModelGrant, ok bool) {
+// modelOwner returns which grants count for an owner: those with the exact name
+// before those for everybody. It is empty where there are none.
+func (t Terms) modelOwner(owner string) (all string) {
 	for _, g := range t.Models {
-		switch g.Owner {
-		case owner:
-			return g, true
-		case AnyOwner:
-			all, ok = g, true
+		switch {
+		case owner == "":
+			return ""
+		case g.Owner == owner:
+			return owner
+		case g.Owner == AnyOwner:
+			all = AnyOwner
 		}
 	}
-	return all, ok && owner != ""
+	return all
 }

@@ -5,8 +5,9 @@ import "testing"
 // TestAskModel is a table of who may ask what; nothing is granted by default.
 func TestAskModel(t *testing.T) {
 	granted := Terms{Offers: true, Models: []ModelGrant{
-		{Owner: "ben", Models: []string{"llama", "qwen"}, Requests: 2},
-		{Owner: AnyOwner, Models: []string{"tiny"}},
+		{Owner: "ben", Model: "llama", Requests: 2},
+		{Owner: "ben", Model: "qwen", Requests: 2},
+		{Owner: AnyOwner, Model: "tiny"},
 	}}
 	for _, c := range []struct {
 		terms Terms
@@ -18,6 +19,7 @@ func TestAskModel(t *testing.T) {
 		{Terms{Offers: true}, ModelQuestion{Owner: "ben", Machine: "ana", Model: "llama"}, false},
 		{granted, ModelQuestion{Owner: "ben", Machine: "ana", Model: "llama", Asked: 1}, true},
 		{granted, ModelQuestion{Owner: "ben", Machine: "ana", Model: "llama", Asked: 2}, false},
+		{granted, ModelQuestion{Owner: "ben", Machine: "ana", Model: "qwen"}, true},
 		{granted, ModelQuestion{Owner: "ben", Machine: "ana", Model: "tiny"}, false}, // his own grant counts alone
 		{granted, ModelQuestion{Owner: "Ben", Machine: "ana", Model: "llama"}, false},
 		{granted, ModelQuestion{Owner: "cleo", Machine: "ana", Model: "tiny", Asked: DefaultRequests - 1}, true},
