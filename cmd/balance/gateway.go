@@ -144,21 +144,25 @@ func (u *userGateway) key() (string, error) {
 	return key, os.WriteFile(path, []byte(key+"\n"), 0o600)
 }
 
-// stop closes it. forget says that it is to stay closed.
-func (u *userGateway) stop(ctx context.Context, l *localAPI, forget bool) error {
+// close ends it with the node.
+func (u *userGateway) close() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.open != nil {
+		u.open.Close()
+		u.open = nil
+	}
+}
+
+// stop closes it for good.
+func (u *userGateway) stop(ctx context.Context, l *localAPI) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.open == nil {
-		if forget {
-			return errNoGateway
-		}
-		return nil
+		return errNoGateway
 	}
 	u.open.Close()
 	u.open = nil
-	if !forget {
-		return nil
-	}
 	return l.db.SetSetting(ctx, settingGateway, "")
 }
 
@@ -194,7 +198,7 @@ func (l *localAPI) openGateway(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (l *localAPI) closeGateway(w http.ResponseWriter, r *http.Request) error {
-	if err := l.gateway.stop(r.Context(), l, true); err != nil {
+	if err := l.gateway.stop(r.Context(), l); err != nil {
 		return err
 	}
 	reply(w, struct{}{})

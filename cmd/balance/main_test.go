@@ -261,7 +261,7 @@ func shortDir(t testing.TB) string {
 
 // startIn starts a daemon and waits until it answers. Its log is shown if the
 // test fails.
-func startIn(t *testing.T, cmd *exec.Cmd, h home) {
+func startIn(t testing.TB, cmd *exec.Cmd, h home) {
 	t.Helper()
 	log, err := os.OpenFile(h.path("log"), os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600)
 	if err != nil {

@@ -380,7 +380,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	if err := local.gateway.resume(ctx, local); err != nil {
 		return err
 	}
-	defer local.gateway.stop(ctx, local, false)
+	defer local.gateway.close()
 	defer local.streams.Wait()
 	if err := local.serve(ctx, group); err != nil {
 		return err

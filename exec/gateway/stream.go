@@ -168,8 +168,8 @@ func (s *stream) read(event []byte) (drop bool) {
 	if !bytes.Contains(event, usageField) {
 		return false
 	}
-	at := bytes.Index(event, dataField)
-	if at < 0 {
+	_, data, ok := bytes.Cut(event, dataField)
+	if !ok {
 		return false
 	}
 	var told struct {
@@ -179,7 +179,7 @@ func (s *stream) read(event []byte) (drop bool) {
 			Usage *tokens `json:"usage"`
 		} `json:"response"`
 	}
-	if json.Unmarshal(bytes.TrimSpace(event[at+len(dataField):]), &told) != nil {
+	if json.Unmarshal(bytes.TrimSpace(data), &told) != nil {
 		return false
 	}
 	switch {
