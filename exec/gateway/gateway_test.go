@@ -248,15 +248,15 @@ func TestNodeLost(t *testing.T) {
 
 	silent := l.add("gamma", "ana")
 	asked := hung(t, silent, "other")
-	answer := make(chan *http.Response)
+	answered := make(chan answer)
 	go func() {
-		answer <- post(t, context.Background(), url+"chat/completions", key, chat("other", "hi", streamed))
+		answered <- post(t, context.Background(), url+"chat/completions", key, chat("other", "hi", streamed))
 	}()
 	eventually(t, 10*time.Second, "asked", func() bool { return asked.Load() == 1 })
 	httpEngine(t, l.add("delta", "ana"), "other")
 	l.lose(silent)
 	// The ranking was made before delta came: the client has one more word.
-	if resp := <-answer; resp.StatusCode != http.StatusBadGateway {
+	if resp := <-answered; resp.StatusCode != http.StatusBadGateway {
 		t.Errorf("the only one is lost: %s", resp.Status)
 	}
 	if got := read(t, post(t, t.Context(), url+"chat/completions", key, chat("other", "hi", streamed))); !strings.Contains(got, "fine") {

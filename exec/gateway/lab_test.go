@@ -137,8 +137,16 @@ func (m *machine) endpoint(owner, key string) (*Endpoint, string) {
 	return e, "http://" + ln.Addr().String() + "/v1/"
 }
 
+// answer is what comes back. Its body is closed when the test ends.
+type answer struct {
+	StatusCode int
+	Status     string
+	Header     http.Header
+	Body       io.ReadCloser
+}
+
 // post asks, and returns the answer with its body still to read.
-func post(t testing.TB, ctx context.Context, url, key, body string) *http.Response {
+func post(t testing.TB, ctx context.Context, url, key, body string) answer {
 	t.Helper()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader(body))
 	if err != nil {
@@ -151,10 +159,10 @@ func post(t testing.TB, ctx context.Context, url, key, body string) *http.Respon
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { resp.Body.Close() })
-	return resp
+	return answer{resp.StatusCode, resp.Status, resp.Header, resp.Body}
 }
 
-func read(t testing.TB, resp *http.Response) string {
+func read(t testing.TB, resp answer) string {
 	t.Helper()
 	var b bytes.Buffer
 	_, err := io.Copy(&b, resp.Body)
