@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash"
 	"hash/fnv"
+	"io"
 	"strings"
 )
 
@@ -53,7 +54,7 @@ func parse(path string, body []byte) (*ask, error) {
 	if _, err := dec.Token(); err != nil {
 		return nil, errors.New("the body ends early")
 	}
-	if dec.More() {
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return nil, errors.New("the body goes on after its JSON object")
 	}
 	if a.model == "" {
@@ -82,8 +83,10 @@ func (a *ask) take(key string, raw json.RawMessage, seen map[string]bool, sum ha
 		}
 		seen[key] = true
 	default:
-		if strings.EqualFold(key, "model") {
-			return fmt.Errorf("unknown field %q: write model", key)
+		for _, known := range []string{"model", "stream"} {
+			if strings.EqualFold(key, known) {
+				return fmt.Errorf("unknown field %q: write %s", key, known)
+			}
 		}
 	}
 	var err error
