@@ -8,7 +8,7 @@ FUZZTIME  ?= 20s
 # The bindings of NVIDIA's library mention functions that it has deprecated.
 export CGO_CFLAGS := -O2 -g -Wno-deprecated-declarations
 
-.PHONY: build demo check test race e2e chaos bench bench-mesh bench-reach fuzz clean
+.PHONY: build demo check test race e2e chaos bench bench-mesh bench-reach bench-models fuzz clean
 
 build: ## the program: ./balance
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o balance ./cmd/balance
@@ -54,6 +54,11 @@ bench-reach: ## how soon packets pass to nodes that were started or have moved, 
 	@echo "Goals: start p95 150 ms; after the answer of a public node (after-pub) 30 ms; from the first answer to a direct path 100 ms;"
 	@echo "roam p95 1000 ms; roam-silent p95 1500 ms; relay-dies p99 3000 ms. Echo requests pass every 20 ms."
 	@BALANCE_LAB=1 $(GO) test -run '^$$' -bench 'Reach' -benchtime 20x ./cmd/balance | grep -E 'Benchmark|FAIL'
+
+bench-models: ## what the gateway adds to an engine: time to the first token, throughput, memory of a stream
+	@echo "Goals: 3 ms to the first token more than the engine on one machine, a round trip and 4 ms over the mesh; 128 KiB a stream."
+	@$(GO) test -run '^$$' -bench 'Models' ./cmd/balance | grep Benchmark
+	@$(GO) test -run '^$$' -bench . ./exec/gateway | grep Benchmark
 
 fuzz: ## each fuzz target for FUZZTIME
 	@sh .tools/fuzz.sh $(FUZZTIME)

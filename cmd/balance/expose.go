@@ -54,6 +54,8 @@ func checkService(node string, s fleet.Service) error {
 	switch {
 	case ownPort(s.Port):
 		return fmt.Errorf("port %d belongs to the mesh itself", s.Port)
+	case s.Port == modelsPort:
+		return fmt.Errorf("port %d is that of the models: what an engine answers is granted in policy.yaml", s.Port)
 	case s.Type == balanceService:
 		return fmt.Errorf("%s is what the nodes themselves publish", s.Type)
 	case s.Type == "" && (s.Name != "" || len(s.Text) > 0):

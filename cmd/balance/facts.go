@@ -51,7 +51,10 @@ type facts struct {
 	hardware fleet.Offer // as measured: without the owner's part
 	services []fleet.Service
 	streams  []string
+	found    []fleet.Model // of the engines
 	offer    fleet.Offer
+
+	engines func() (loaded []string, asked int) // what the engines do; nil before up has them
 
 	told chan struct{} // of one: the offer has changed
 }
@@ -118,6 +121,10 @@ func (f *facts) complete() {
 	f.offer.Streams = f.streams
 	f.offer.Program = version
 	f.offer.Services = f.services
+	f.offer.Models = nil
+	if f.rules.Terms.Offers {
+		f.offer.Models = f.found
+	}
 }
 
 // serve says which services the owner has opened.
@@ -152,6 +159,18 @@ func (f *facts) setDuty(ctx context.Context, duty string) error {
 	f.mu.Unlock()
 	f.tell()
 	return nil
+}
+
+// serveModels says which models the engines have.
+func (f *facts) serveModels(models []fleet.Model) {
+	f.mu.Lock()
+	f.found = models
+	f.complete()
+	f.mu.Unlock()
+	select {
+	case f.told <- struct{}{}:
+	default: // run is about to look
+	}
 }
 
 // current returns the offer, and why the rules as they are now are not in
@@ -387,6 +406,9 @@ func overlap(r task.Status, from, to time.Time) time.Duration {
 // held turns what the runner holds into what the fleet is told.
 func (f *facts) held(uses []run.Use) fleet.Held {
 	var h fleet.Held
+	if f.engines != nil {
+		h.Loaded, h.Asked = f.engines()
+	}
 	for _, u := range uses {
 		owner := f.who.now().Members[u.From].Owner
 		for _, d := range u.Devices {

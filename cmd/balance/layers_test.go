@@ -51,15 +51,17 @@ var layers = map[string][]string{
 	"exec/cgroup":       {},
 	"exec/egress":       {},
 	"exec/isolate":      {"exec/isolate/inside", "exec/isolate/launch", "exec/task"},
-	"exec/agent":        {"exec/task", "exec/policy"},
+	"exec/agent":        {"exec/task", "exec/policy", "mesh/identity"},
 	"exec/run":          {"exec/task", "exec/policy", "exec/journal", "exec/lease", "exec/spare", "exec/supervise", "exec/blob", "exec/cgroup", "exec/egress", "exec/isolate", "exec/isolate/inside", "exec/isolate/launch", "mesh/identity", "mesh/wire"},
 	"exec/remote":       {"exec/task", "exec/blob", "exec/lease", "mesh/identity", "mesh/wire"},
 	"exec/dispatch":     {"exec/task", "exec/fleet", "exec/place", "exec/policy", "exec/journal", "exec/lease", "exec/spare", "exec/blob", "mesh/identity", "mesh/wire"},
+	"exec/gateway":      {"exec/task", "exec/fleet", "exec/policy", "mesh/identity"},
 	"tui":               {"exec/task", "exec/fleet", "mesh/identity"},
 
-	"exec/isolate/launch":  {},
-	"exec/isolate/inside":  {"exec/isolate/launch"},
-	"mesh/meshtest/netlab": {},
+	"exec/isolate/launch":     {},
+	"exec/isolate/inside":     {"exec/isolate/launch"},
+	"exec/gateway/enginetest": {},
+	"mesh/meshtest/netlab":    {},
 }
 
 type listed struct {

@@ -21,7 +21,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"balance": main, "flip": flip, "serve": serve, "visit": visit, "send": send, "page": page})
+	testscript.Main(m, map[string]func(){"balance": main, "flip": flip, "serve": serve, "visit": visit, "send": send, "page": page, "engine": engine, "ask": askModel})
 }
 
 // TestScripts runs testdata/script/*.txtar: the real program, several nodes at
@@ -51,6 +51,9 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Condition: func(cond string) (bool, error) {
+			if cond == "e2e" { // it may ask a package registry
+				return os.Getenv("BALANCE_LAB") == "1", nil
+			}
 			tool, ok := strings.CutPrefix(cond, "missing:")
 			if !ok {
 				return false, fmt.Errorf("unknown condition %q", cond)
@@ -258,7 +261,7 @@ func shortDir(t testing.TB) string {
 
 // startIn starts a daemon and waits until it answers. Its log is shown if the
 // test fails.
-func startIn(t *testing.T, cmd *exec.Cmd, h home) {
+func startIn(t testing.TB, cmd *exec.Cmd, h home) {
 	t.Helper()
 	log, err := os.OpenFile(h.path("log"), os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600)
 	if err != nil {

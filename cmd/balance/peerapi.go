@@ -17,6 +17,7 @@ import (
 
 	"github.com/balanceai/balance/exec/blob"
 	"github.com/balanceai/balance/exec/fleet"
+	"github.com/balanceai/balance/exec/gateway"
 	"github.com/balanceai/balance/exec/remote"
 	"github.com/balanceai/balance/exec/run"
 	"github.com/balanceai/balance/exec/task"
@@ -61,6 +62,7 @@ type peerAPI struct {
 	runner  *run.Runner
 	sampler *fleet.Sampler
 	replica *replica.Replica
+	gateway *models
 	log     *slog.Logger
 
 	grants blobGrants
@@ -96,6 +98,7 @@ func (p *peerAPI) serve(ctx context.Context, group *errgroup.Group) error {
 	mux.HandleFunc("GET /v1/samples", p.samples)
 	mux.HandleFunc("GET /v1/files", p.files)
 	mux.HandleFunc("GET /v1/network", p.network)
+	mux.HandleFunc("POST "+gateway.PeerPath, p.models)
 	serveHTTP(ctx, group, ln, p.membersOnly(mux), p.log)
 	return nil
 }

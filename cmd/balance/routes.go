@@ -51,6 +51,7 @@ type localAPI struct {
 	lan       *discovery.LAN // nil: the node is not announced
 	peers     *http.Client
 	files     *files
+	gateway   *userGateway
 	log       *slog.Logger
 
 	streams sync.WaitGroup // connections that have become something else than HTTP
@@ -93,6 +94,9 @@ func (l *localAPI) routes() http.Handler {
 		"GET /v1/files":                      l.filesList,
 		"POST /v1/files/get":                 l.filesGet,
 		"PUT /v1/files/budget":               l.filesBudget,
+		"GET /v1/models":                     l.models,
+		"POST /v1/gateway":                   l.openGateway,
+		"DELETE /v1/gateway":                 l.closeGateway,
 		"GET /v1/ledger":                     l.ledger,
 		"GET /v1/ledger/verify":              l.verify,
 	} {

@@ -38,6 +38,7 @@ type draft struct {
 	network   []string // hosts that it may reach out of a sandbox
 	isolation string   // at least; empty for what the machine's owner wants
 	env       map[string]string
+	models    []string
 	inputs    []agent.Source
 	outputs   []string
 	node      string
@@ -106,6 +107,9 @@ func (a *app) outline(d *draft) (task.Spec, []agent.Source, error) {
 		return spec, nil, fail("usage", "say --retry on-loss too", "a lease of %s for a run that is never started again", task.FormatDuration(d.lease))
 	case spec.Retry != task.RetryOnLoss:
 		spec.Lease = 0 // of the manifest
+	}
+	for _, m := range d.models {
+		spec.Models = append(spec.Models, task.Model{Name: m, Model: m})
 	}
 	if len(d.env) > 0 {
 		env := maps.Clone(spec.Env)
@@ -210,6 +214,7 @@ func draftFlags(f *pflag.FlagSet, d *draft) {
 	f.StringSliceVar(&n.OS, "os", nil, "any of these systems, like linux")
 	f.StringSliceVar(&n.Labels, "label", nil, "all of these labels, which owners give")
 	f.StringSliceVar(&n.Engines, "engine", nil, "all of these engines, like ollama")
+	f.StringSliceVar(&d.models, "model", nil, "model that it asks, through OPENAI_BASE_URL; repeatable")
 	f.StringVar(&d.node, "node", "", "this machine and no other")
 	f.StringSliceVar(&d.prefer, "prefer", nil, "rather a machine with this label, the first ones most")
 	f.Var(unit[time.Duration]{&d.limits.Time, task.ParseDuration, "duration"}, "time-limit", "end the run after this long")

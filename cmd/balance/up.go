@@ -275,8 +275,9 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	if err != nil {
 		return err
 	}
+	serving := newModels(node, who, facts, view, peers, log)
 	runner, err := run.Open(ctx, run.Config{
-		Dir: h.path(runsDir), Self: self, Name: who.me().Name, Ledger: db, Blobs: blobs, Log: log, Admit: facts.admit, Machine: facts.machine,
+		Dir: h.path(runsDir), Self: self, Name: who.me().Name, Ledger: db, Blobs: blobs, Log: log, Admit: facts.admit, Machine: facts.machine, Models: serving.ofRun,
 		Fetch: func(ctx context.Context, from identity.ID, b wire.Hash, offset int64) (io.ReadCloser, error) {
 			if from == self {
 				return blobs.Open(b)
@@ -320,7 +321,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 		return err
 	}
 	defer func() { err = errors.Join(err, alive.Close()) }()
-	api := &peerAPI{self: self, node: node, db: db, who: who, blobs: blobs, runner: runner, sampler: facts.sampler, log: log}
+	api := &peerAPI{self: self, node: node, db: db, who: who, blobs: blobs, runner: runner, sampler: facts.sampler, gateway: serving, log: log}
 	api.replica = newReplica(api, peers, view)
 	changed := make(chan []*wire.Entry, 1024)
 	db.OnCommit(onCommit(changed, api.replica))
@@ -353,7 +354,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	if streams != nil {
 		group.Go(func() error { return node.ServeStreams(streams) })
 	}
-	for _, serve := range []func(context.Context, *errgroup.Group) error{api.serve, porch.open} {
+	for _, serve := range []func(context.Context, *errgroup.Group) error{api.serve, porch.open, serving.serve} {
 		if err := serve(ctx, group); err != nil {
 			return err
 		}
@@ -376,6 +377,11 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 		files: &files{blobs: blobs, db: db, peers: peers, client: client, nodes: func() []fleet.Node { nodes, _ := view.Snapshot(); return nodes }, log: log},
 		watch: &watch{self: self, view: view, own: facts.sampler, peers: peers, log: log},
 	}
+	local.gateway = &userGateway{models: serving, home: h}
+	if err := local.gateway.resume(ctx, local); err != nil {
+		return err
+	}
+	defer local.gateway.close()
 	defer local.streams.Wait()
 	if err := local.serve(ctx, group); err != nil {
 		return err

@@ -28,6 +28,9 @@ func services(nodes []fleet.Node) []serviceRow {
 		rows = append(rows, serviceRow{Instance: n.Name, Type: balanceService, Node: n.Name, Address: n.Address, Port: apiPort, Text: text, For: []string{policy.AnyOwner}})
 		if n.Offer != nil {
 			rows = append(rows, exposedRows(n)...)
+			if len(n.Offer.Models) > 0 {
+				rows = append(rows, modelsRow(n))
+			}
 		}
 	}
 	slices.SortFunc(rows, func(a, b serviceRow) int {

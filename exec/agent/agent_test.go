@@ -320,6 +320,7 @@ others:
 			Relay: policy.RelayAll, RelayRate: 10 * task.MiB,
 		},
 		Labels: []string{"lab", "quiet"},
+		Models: ModelRules{Find: true},
 	})
 	if rules, err := ParseRules("policy.yaml", []byte("offer: nothing\nrelay: nothing")); err != nil || rules.Terms.Offers || rules.Terms.Relay != "" {
 		t.Errorf("nothing: %+v, %v", rules, err)
@@ -332,7 +333,7 @@ others:
 // Without a file, and with the one that a new node gets, its owner may use
 // everything and nobody else anything.
 func TestDefaultRules(t *testing.T) {
-	want := Rules{Terms: policy.Terms{Offers: true, Relay: policy.RelayOwn}}
+	want := Rules{Terms: policy.Terms{Offers: true, Relay: policy.RelayOwn}, Models: ModelRules{Find: true}}
 	rules, err := LoadRules(filepath.Join(t.TempDir(), "policy.yaml"))
 	if err != nil {
 		t.Fatal(err)
@@ -340,7 +341,7 @@ func TestDefaultRules(t *testing.T) {
 	same(t, rules, want)
 
 	// What is commented out is right as well.
-	all := strings.NewReplacer("\n#labels", "\nlabels", "\n#reserve", "\nreserve", "\n#others", "\nothers", "\n#  ", "\n  ").Replace(DefaultRules)
+	all := strings.NewReplacer("\n#labels", "\nlabels", "\n#reserve", "\nreserve", "\n#others", "\nothers", "\n#models", "\nmodels", "\n#  ", "\n  ").Replace(DefaultRules)
 	rules, err = ParseRules("policy.yaml", []byte(all))
 	if err != nil {
 		t.Fatal(err)

@@ -25,6 +25,7 @@
 //	isolation: sandbox            # at least; else what the machine's owner wants
 //	place: {node: hydra,          # only there
 //	        prefer: [quiet]}      # or: rather where the owner has given this label
+//	models: {llm: llama3.2}       # that it asks; a list of names will do
 //	stdin: true                   # standard input follows
 //	idempotent: true              # running it twice does no harm: detached, it is retried on loss
 //	retry: on-loss                # or never, whatever idempotent says
@@ -55,7 +56,7 @@ const FileName = "agent.yaml"
 const maxInputs = 256
 
 // later are the keys of manifests that a version to come understands.
-var later = []string{"gang", "models", "parameters", "secrets", "serve", "tools"}
+var later = []string{"gang", "parameters", "secrets", "serve", "tools"}
 
 // Manifest is an agent that can be run.
 type Manifest struct {
@@ -167,6 +168,7 @@ func (r *reader) manifest(root *yaml.Node, m *Manifest) {
 			r.mapping(n, map[string]field{"allow": words(r, &s.Network, "a host", filled)})
 		},
 		"isolation": value(r, &s.Isolation, "process or sandbox", parseLevel),
+		"models":    func(n *yaml.Node) { r.uses(n, &s.Models) },
 	}
 	has := r.mapping(root, fields, later...)
 	if root.Kind == yaml.MappingNode {

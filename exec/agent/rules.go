@@ -48,12 +48,23 @@ relay: own
 #    gpu: unused       # only while no other program uses a GPU
 #    on_return: pause  # when you are back, or the power is gone: pause | stop | keep
 #    grace: 10s        # to end in, when stopped
+
+# Model servers of this machine: those that listen where they usually do are
+# found, and yours to use from all your machines. Others need your word.
+#models:
+#  find: true
+#  engines: [http://127.0.0.1:9000/v1]
+#  others:
+#    - owner: ben
+#      models: [llama3.2]   # all if left out
+#      requests: 4          # at one time
 `
 
 // Rules are the owner's decisions about a machine.
 type Rules struct {
 	Terms  policy.Terms
 	Labels []string
+	Models ModelRules
 }
 
 // formerName is what the file was called once.
@@ -79,7 +90,7 @@ func LoadRules(path string) (Rules, error) {
 // ParseRules reads the bytes of rules. name is the path of their file, which
 // errors begin with.
 func ParseRules(name string, data []byte) (Rules, error) {
-	rules := Rules{Terms: policy.Terms{Offers: true, Relay: policy.RelayOwn}}
+	rules := Rules{Terms: policy.Terms{Offers: true, Relay: policy.RelayOwn}, Models: ModelRules{Find: true}}
 	r := &reader{}
 	if root := r.parse(data); root != nil {
 		r.rules(root, &rules)
@@ -95,6 +106,7 @@ func (r *reader) rules(root *yaml.Node, to *Rules) {
 		"offer":      value(r, &to.Terms.Offers, "all or nothing", parseOffer),
 		"relay":      value(r, &to.Terms.Relay, "own, all or nothing", parseRelay),
 		"relay_rate": value(r, &to.Terms.RelayRate, "an amount of bytes a second", task.ParseBytes),
+		"models":     func(n *yaml.Node) { r.models(n, to) },
 		"labels":     words(r, &to.Labels, "a label", checkLabel),
 		"reserve": func(n *yaml.Node) {
 			r.mapping(n, map[string]field{

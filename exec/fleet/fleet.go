@@ -46,6 +46,7 @@ type Offer struct {
 	Services  []Service    `cbor:"16,keyasint,omitempty" json:"services,omitempty"`
 	Holds     []string     `cbor:"24,keyasint,omitempty" json:"holds,omitempty"`   // limits that hold for all of a run together: memory, cpu, pids
 	Streams   []string     `cbor:"17,keyasint,omitempty" json:"streams,omitempty"` // TCP addresses at which it relays, where UDP does not pass; eight at most
+	Models    []Model      `cbor:"40,keyasint,omitempty" json:"models,omitempty"`  // that its engines have; [MaxModels] at most
 }
 
 // Has reports whether the owner has given the machine a label.
@@ -106,6 +107,9 @@ type Live struct {
 	GPUs       []LiveGPU  `cbor:"6,keyasint,omitempty" json:"gpus"` // in the order of the offer
 	Runs       int        `cbor:"7,keyasint" json:"runs"`
 	CPUPercent int        `cbor:"8,keyasint" json:"cpu_percent"` // of all cores; [Unknown] where not measured
+
+	Loaded []uint16 `cbor:"40,keyasint,omitempty" json:"loaded,omitempty"` // models in memory, as [ModelKey] has them
+	Asked  int      `cbor:"41,keyasint,omitempty" json:"asked,omitempty"`  // requests that its engines are answering
 }
 
 // LiveGPU is what is free on one device.

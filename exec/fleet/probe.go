@@ -146,10 +146,12 @@ func measureCard(c card, detail bool) (s SampleGPU) {
 	return c.measure(detail)
 }
 
-// Held is what runs hold of the machine.
+// Held is what runs hold of the machine, and what its engines do.
 type Held struct {
 	Runs    []RunUse
 	Devices []DeviceUse
+	Loaded  []string // models in memory
+	Asked   int      // requests for models that are being answered
 }
 
 // DeviceUse is what one run holds of a GPU.
@@ -191,7 +193,9 @@ func (r *reading) live(h Held) Live {
 		FreeDisk:   r.disk,
 		Runs:       len(h.Runs),
 		CPUPercent: int(math.Round(r.cpu)),
+		Asked:      h.Asked,
 	}
+	l.SetLoaded(h.Loaded)
 	for _, run := range h.Runs {
 		l.HeldCPU += run.CPU
 		l.HeldMemory += run.Memory

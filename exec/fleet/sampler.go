@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -128,7 +129,7 @@ func (s *Sampler) Watch(ctx context.Context, yield func(Sample) error) error {
 // of old.
 func (l *Live) differs(old *Live) bool {
 	if l.Runs != old.Runs || l.HeldCPU != old.HeldCPU || l.HeldMemory != old.HeldMemory ||
-		len(l.GPUs) != len(old.GPUs) || far(l.FreeMemory, old.FreeMemory) {
+		len(l.GPUs) != len(old.GPUs) || far(l.FreeMemory, old.FreeMemory) || !slices.Equal(l.Loaded, old.Loaded) || l.Asked != old.Asked {
 		return true
 	}
 	for i, g := range l.GPUs {
@@ -152,18 +153,23 @@ const MaxLive = 300
 
 // What the parts of an encoded Live take at most, in bytes.
 const (
-	liveBase = 62 // all but the devices
-	liveFree = 16 // a device
-	liveTold = 17 // more of one that runs share, and the name of their owner
-	liveHeld = 7  // a device of which nothing is told but that it is held
+	liveBase  = 62 // all but the devices
+	liveFree  = 16 // a device
+	liveTold  = 17 // more of one that runs share, and the name of their owner
+	liveHeld  = 7  // a device of which nothing is told but that it is held
+	liveModel = 3  // a model in memory
+	liveAsks  = 10 // that there are any, and the requests for them
 )
 
-// Trim makes l short enough for gossip. Up to 14 devices pass unchanged. Of
-// more, those that are held tell nothing else, and what still does not fit is
+// Trim makes l short enough for gossip. Up to 14 devices pass unchanged where no
+// model is in memory. Of more, those that are held tell nothing else, and what still does not fit is
 // left out from the end: of a device that is in the offer and not in the Live
 // nothing is said, and the machine itself decides.
 func (l Live) Trim() Live {
 	room := MaxLive - liveBase
+	if len(l.Loaded) > 0 || l.Asked > 0 {
+		room -= liveAsks + len(l.Loaded)*liveModel
+	}
 	all := 0
 	for _, g := range l.GPUs {
 		all += g.cost()

@@ -32,6 +32,8 @@ type Terms struct {
 	// Duty is what the owner has told the machine to do for now, whatever the
 	// rules give: [Draining], [Paused], or nothing special.
 	Duty string `cbor:"7,keyasint,omitempty" json:"duty,omitempty"`
+
+	Models []ModelGrant `cbor:"40,keyasint,omitempty" json:"models,omitempty"` // what owners other than the machine's may ask its engines
 }
 
 // FileName is the name of the file in which an owner writes terms.

@@ -54,6 +54,8 @@ type live struct {
 	held    chan struct{} // closed when its lease is granted
 	gone    chan struct{} // closed when it has ended and is forgotten
 
+	endpoint map[string]string // variables that tell of its models; of the run's goroutine
+
 	cancel context.CancelCauseFunc // of the context of its goroutine, with an *end
 
 	mu     sync.Mutex

@@ -33,6 +33,11 @@ var errLeft = errors.New("the run goes on")
 // error says why it could not be started, or what ended it: a signal, or an
 // *end.
 func (x *live) process(ctx context.Context, fin *task.Finished) error {
+	closed, err := x.models()
+	if err != nil {
+		return err
+	}
+	defer func() { fin.Usage.Models = closed() }()
 	o, err := x.order(fin)
 	if err != nil {
 		fin.ExitCode = startCode(err)
@@ -336,6 +341,7 @@ func (x *live) environ() map[string]string {
 		"PATH": or(os.Getenv("PATH"), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
 		"LANG": or(os.Getenv("LANG"), "C.UTF-8"),
 	}
+	maps.Copy(env, x.endpoint)
 	maps.Copy(env, x.spec.Env)
 	env["BALANCE_RUN"] = x.id
 	env["BALANCE_NODE"] = x.r.cfg.Name

@@ -74,6 +74,11 @@ type Config struct {
 	// nothing.
 	Machine *isolate.Machine
 
+	// Models opens what a run asks models through, and returns the variables
+	// that tell its program of it. closed ends it, and returns what was used.
+	// Nil: this machine has no such thing.
+	Models func(a Ask) (env map[string]string, closed func() task.ModelUsage, err error)
+
 	// Fetch reads a blob of a run's submitter from an offset on, as
 	// [blob.Source] has it.
 	Fetch func(ctx context.Context, from identity.ID, h wire.Hash, offset int64) (io.ReadCloser, error)

@@ -162,6 +162,8 @@ type Usage struct {
 	PeakVRAM Bytes  `cbor:"7,keyasint" json:"peak_vram"` // of its processes on all devices; 0 where not measured
 	InBytes  Bytes  `cbor:"8,keyasint" json:"bytes_in"`  // inputs fetched over the mesh
 	OutBytes Bytes  `cbor:"9,keyasint" json:"bytes_out"` // size of the output files
+
+	Models ModelUsage `cbor:"40,keyasint,omitzero" json:"models,omitzero"` // what it asked of models
 }
 
 // Status is what the entries of a run's topic add up to.

@@ -69,8 +69,9 @@ type Spec struct {
 	// example.org, example.org:8443, *.example.org; see package egress.
 	Network []string `cbor:"21,keyasint,omitempty" json:"network,omitempty"`
 
-	Retry Retry         `cbor:"27,keyasint,omitempty" json:"retry,omitempty"`    // whether it is started again when its machine is lost
-	Lease time.Duration `cbor:"28,keyasint,omitempty" json:"lease_ns,omitempty"` // how long its machine goes on without its submitter, where it may be started again; 0: [lease.Default]
+	Retry  Retry         `cbor:"27,keyasint,omitempty" json:"retry,omitempty"`    // whether it is started again when its machine is lost
+	Lease  time.Duration `cbor:"28,keyasint,omitempty" json:"lease_ns,omitempty"` // how long its machine goes on without its submitter, where it may be started again; 0: [lease.Default]
+	Models []Model       `cbor:"32,keyasint,omitempty" json:"models,omitempty"`   // that it asks; the first is the one that it uses unless it says so
 }
 
 // Needs are what a machine must have free. Zero values ask for nothing, but CPU
@@ -190,7 +191,7 @@ func (s *Spec) Check() error {
 			return fmt.Errorf("output %w", err)
 		}
 	}
-	return nil
+	return checkModels(s.Models)
 }
 
 // Kinds of [Input].

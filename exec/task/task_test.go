@@ -56,6 +56,7 @@ func fullSpec() Spec {
 		Limits: Limits{Time: time.Hour, Output: MiB, Memory: GiB, CPU: Core, PIDs: 100, Disk: TiB},
 		Prefer: []string{"quiet"}, Isolation: LevelSandbox, Network: []string{"example.org"},
 		Retry: RetryOnLoss, Lease: time.Minute,
+		Models: []Model{{Name: "llm", Model: "llama3.2", EndpointVar: "AT", ModelVar: "WHICH"}},
 	}
 }
 
@@ -81,6 +82,9 @@ func TestSpecCheck(t *testing.T) {
 		"no driver":          func(s *Spec) { s.Driver = "" },
 		"odd isolation":      func(s *Spec) { s.Isolation = "none" },
 		"few processes":      func(s *Spec) { s.Limits.PIDs = MinPIDs - 1 },
+		"unnamed model":      func(s *Spec) { s.Models[0].Model = "" },
+		"model twice":        func(s *Spec) { s.Models = append(s.Models, s.Models[0]) },
+		"odd model variable": func(s *Spec) { s.Models[0].ModelVar = "A=B" },
 		"odd driver":         func(s *Spec) { s.Driver = "wasm" },
 		"no image":           func(s *Spec) { s.Image = "" },
 		"negative GPUs":      func(s *Spec) { s.Needs.GPUs = -1 },

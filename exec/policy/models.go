@@ -1,0 +1,76 @@
+package policy
+
+import (
+	"slices"
+
+	"github.com/balanceai/balance/exec/task"
+)
+
+// ModelGrant is a model of a machine that one other owner may ask. It is flat, as
+// offers nest no deeper: an owner has a grant for each model.
+type ModelGrant struct {
+	Owner    string `cbor:"1,keyasint" json:"owner"`                        // exact name, or "*" for every member
+	Model    string `cbor:"2,keyasint,omitempty" json:"model,omitempty"`    // exact name; empty for all of them
+	Requests int    `cbor:"3,keyasint,omitempty" json:"requests,omitempty"` // of the owner at one time; 0: [DefaultRequests]
+}
+
+// DefaultRequests is how many requests of one other owner the engines of a
+// machine answer at one time.
+const DefaultRequests = 4
+
+// ModelQuestion is a request that asks for a model of a machine.
+type ModelQuestion struct {
+	Owner   string // who asks
+	Machine string // the machine's owner
+	Model   string
+	Asked   int // requests of that owner that the machine is answering
+}
+
+// AskModel returns every rule that forbids the request; none means that it is
+// allowed.
+func (t Terms) AskModel(q ModelQuestion) []task.Reason {
+	if !t.Offers {
+		return []task.Reason{task.Reasonf("terms", "offers nothing to the mesh")}
+	}
+	if q.Owner != "" && q.Owner == q.Machine {
+		return nil
+	}
+	owner := t.modelOwner(q.Owner)
+	if owner == "" {
+		return []task.Reason{task.Reasonf("models", "its owner %s has not granted its models to %s", q.Machine, q.Owner)}
+	}
+	at := slices.IndexFunc(t.Models, func(g ModelGrant) bool { return g.Owner == owner && (g.Model == "" || g.Model == q.Model) })
+	if at < 0 {
+		return []task.Reason{task.Reasonf("models", "its owner %s has granted other models to %s, not %s", q.Machine, q.Owner, q.Model)}
+	}
+	g := t.Models[at]
+	if most := g.requests(); q.Asked >= most {
+		r := task.Reasonf("models", "answers %d requests of %s at one time, and is doing so", most, q.Owner)
+		r.Ever, r.Need, r.Have = true, uint64(q.Asked)+1, uint64(most)
+		return []task.Reason{r}
+	}
+	return nil
+}
+
+func (g ModelGrant) requests() int {
+	if g.Requests > 0 {
+		return g.Requests
+	}
+	return DefaultRequests
+}
+
+// modelOwner returns which grants count for an owner: those with the exact name
+// before those for everybody. It is empty where there are none.
+func (t Terms) modelOwner(owner string) (all string) {
+	for _, g := range t.Models {
+		switch {
+		case owner == "":
+			return ""
+		case g.Owner == owner:
+			return owner
+		case g.Owner == AnyOwner:
+			all = AnyOwner
+		}
+	}
+	return all
+}

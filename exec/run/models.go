@@ -1,0 +1,20 @@
+package run
+
+import (
+	"fmt"
+
+	"github.com/balanceai/balance/exec/task"
+)
+
+// models opens what the run asks models through, if it asks any. closed ends
+// that, and returns what was used.
+func (x *live) models() (closed func() task.ModelUsage, err error) {
+	if len(x.spec.Models) == 0 || x.r.cfg.Models == nil {
+		return func() task.ModelUsage { return task.ModelUsage{} }, nil
+	}
+	x.endpoint, closed, err = x.r.cfg.Models(Ask{Run: x.id, Attempt: x.attempt, From: x.from, Spec: &x.spec})
+	if err != nil {
+		return nil, fmt.Errorf("open the endpoint for models: %w", err)
+	}
+	return closed, nil
+}
