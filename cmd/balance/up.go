@@ -258,19 +258,29 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 		facts.setStreams(facts.reachable())
 		streams = ln
 	}
-	if err := db.SetSetting(ctx, settingPort, strconv.Itoa(int(node.Port()))); err != nil {
-		return err
-	}
-	view := fleet.NewView(time.Now)
-	peers := newPeerClient(node)
-	defer peers.CloseIdleConnections()
-	client := func(id identity.ID) *remote.Client { return remote.NewClient(peers, id) }
-
 	exposed, err := openExposer(ctx, node, db, who, facts, log)
 	if err != nil {
 		return err
 	}
 	defer exposed.close()
+	// Members are met as early as can be, beside all that follows: who calls
+	// before a port is served waits in its queue, rather than being refused.
+	ports, err := openPorts(node)
+	if err != nil {
+		return err
+	}
+	defer ports.close()
+	view := fleet.NewView(time.Now)
+	if err := follow(ctx, who, db, node, view); err != nil {
+		return err
+	}
+	if err := db.SetSetting(ctx, settingPort, strconv.Itoa(int(node.Port()))); err != nil {
+		return err
+	}
+	peers := newPeerClient(node)
+	defer peers.CloseIdleConnections()
+	client := func(id identity.ID) *remote.Client { return remote.NewClient(peers, id) }
+
 	blobs, err := blob.Open(h.path(blobsDir))
 	if err != nil {
 		return err
@@ -311,11 +321,8 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 		view.SetLive(self, l)
 		alive.UpdateMeta()
 	})
-	if err := follow(ctx, who, db, node, view); err != nil {
-		return err
-	}
 	guests := openHosting(node, db, who, log)
-	alive, err = openMembers(node, self, who, facts, held, heard, log)
+	alive, err = openMembers(node, ports, self, who, facts, held, heard, log)
 	if err != nil {
 		return err
 	}
@@ -352,10 +359,9 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	if streams != nil {
 		group.Go(func() error { return node.ServeStreams(streams) })
 	}
-	for _, serve := range []func(context.Context, *errgroup.Group) error{api.serve, porch.open} {
-		if err := serve(ctx, group); err != nil {
-			return err
-		}
+	api.serve(ctx, group, ports.api)
+	if err := porch.open(ctx, group); err != nil {
+		return err
 	}
 	if cfg.dns, err = serveDNS(ctx, group, node, cfg.dns, &names{view: view, who: who, log: log}, log); err != nil {
 		return err
