@@ -70,8 +70,17 @@ const (
 	peek        = 5 * time.Second  // between looks whether an address that a relay stands in for answers again
 	natLife     = 25 * time.Second // for which a NAT keeps what has opened it, at least
 	familiarFor = 10 * time.Minute // for which an address is looked at that often
+	leave       = 10 * time.Second // between looks for another relay than a crowded one
+	stay        = time.Minute      // after a move between relays until load counts again: the load moves too
 	wish        = 10 * time.Second // traffic that waited so long is still worth a new address
 	pingsBack   = 500              // of a peer that are answered with a ping in one second: repeated calls cost little
+)
+
+// Load of relays, in 255ths; see [wire.Probe]. A relay that is not crowded is as
+// good as an idle one.
+const (
+	crowded  = 191                    // from here on a relay is avoided
+	crowding = 100 * time.Millisecond // of round trip, which a full one is worse by than one that is not crowded
 )
 
 // instant is a time on the clock of a bind, which only goes forward. The zero
@@ -118,8 +127,20 @@ func (c *candidate) better(than *candidate) bool {
 	if c.kind != than.kind {
 		return c.kind > than.kind
 	}
-	return c.rtt < than.rtt*3/4 && than.rtt-c.rtt > time.Millisecond
+	mine, other := c.cost(), than.cost()
+	return mine < other*3/4 && other-mine > time.Millisecond
 }
+
+// cost returns what paths of one kind are compared by: the round trip, and for a
+// crowded relay what its load makes worse of that.
+func (c *candidate) cost() time.Duration {
+	if !c.isCrowded() {
+		return c.rtt
+	}
+	return c.rtt + crowding*time.Duration(c.via.load.Load()-crowded)/(255-crowded)
+}
+
+func (c *candidate) isCrowded() bool { return c.via != nil && c.via.isCrowded() }
 
 // owes reports whether an answer of c is outstanding, and silent whether it is
 // overdue.
@@ -193,6 +214,7 @@ type paths struct {
 	next       instant    // when tick is due; 0: never
 	checked    instant    // when all candidates were last asked
 	peeked     instant    // when the familiar ones were, while a relay carries
+	moves      instant    // when one relay last took over from another
 	second     instant    // since when the two below are counted
 	pinged     int        // pings of the peer that were answered with a ping
 	called     int        // calls and answers of the peer that were heeded
@@ -312,7 +334,7 @@ func (p *paths) tick(now, wanted instant) []errand {
 	case !p.wanted.within(heartbeat, now):
 		p.next = 0
 		return nil
-	case !p.isTrusted(now), p.best.silent(now), p.best.kind == Relayed && !p.checked.within(recheck, now):
+	case !p.isTrusted(now), p.best.silent(now), p.best.kind == Relayed && !p.checked.within(p.patience(now), now):
 		return p.search(now)
 	}
 	p.next = now.add(heartbeat)
@@ -326,6 +348,22 @@ func (p *paths) tick(now, wanted instant) []errand {
 		return append(p.ask(now, others...), p.heartbeat(now)...)
 	}
 	return append(p.heartbeat(now), p.sound(now)...)
+}
+
+// patience returns how long a relay is the path before something better is looked
+// for.
+func (p *paths) patience(now instant) time.Duration {
+	if p.best.isCrowded() && !p.moves.within(stay, now) && p.hasOther() {
+		return leave
+	}
+	return recheck
+}
+
+// hasOther reports whether there is a relay that is not crowded.
+func (p *paths) hasOther() bool {
+	return slices.ContainsFunc(p.candidates, func(c *candidate) bool {
+		return c.kind == Relayed && !c.isCrowded() && p.leads(c.hop)
+	})
 }
 
 // familiar returns the addresses that have answered not long ago. They may do so
@@ -426,7 +464,10 @@ func (p *paths) pong(now instant, h hop, rtt time.Duration, size int) {
 	} else {
 		c.rtt += (rtt - c.rtt) / 4
 	}
-	if p.best == nil || !p.isTrusted(now) || p.best.silent(now) || c.better(p.best) {
+	if p.best == nil || !p.isTrusted(now) || p.best.silent(now) || p.betters(now, c) {
+		if p.best != nil && p.best != c && p.best.kind == Relayed && c.kind == Relayed {
+			p.moves = now
+		}
 		p.best = c
 	}
 	if p.best != c {
@@ -436,6 +477,16 @@ func (p *paths) pong(now instant, h hop, rtt time.Duration, size int) {
 	if p.tried == 0 || c.kind > Relayed || !p.checked.within(retry<<tries, now) {
 		p.tried, p.next = 0, now.add(heartbeat)
 	}
+}
+
+// betters reports whether traffic should move to c from a path that works. Where
+// it has moved from one relay to another not long ago, load is no reason: the
+// traffic itself may be the load, and would go to and fro.
+func (p *paths) betters(now instant, c *candidate) bool {
+	if c.kind == Relayed && p.best.kind == Relayed && (c.isCrowded() || p.best.isCrowded()) && p.moves.within(stay, now) {
+		return false
+	}
+	return c.better(p.best)
 }
 
 // ping is called when a ping of the peer came by h. It is answered with one of

@@ -78,11 +78,18 @@ func (o *onward) flush(b *bind, now instant) {
 // carrier decides what this node relays.
 type carrier struct {
 	may   func(from, to identity.ID) (rate int, ok bool)
+	busy  func() int // percent; nil: not known
 	bytes atomic.Uint64
 
 	mu      sync.Mutex
 	permits map[[2]*peer]permit
-	buckets map[*peer]*rate.Limiter
+	buckets map[*peer]*bucket
+}
+
+// bucket is what one sender may send, and what it asks for.
+type bucket struct {
+	*rate.Limiter
+	demand meter
 }
 
 type permit struct {
@@ -91,8 +98,8 @@ type permit struct {
 	until time.Time
 }
 
-func newCarrier(may func(from, to identity.ID) (rate int, ok bool)) *carrier {
-	return &carrier{may: may, permits: map[[2]*peer]permit{}, buckets: map[*peer]*rate.Limiter{}}
+func newCarrier(may func(from, to identity.ID) (rate int, ok bool), busy func() int) *carrier {
+	return &carrier{may: may, busy: busy, permits: map[[2]*peer]permit{}, buckets: map[*peer]*bucket{}}
 }
 
 // take returns how many frames, counted from the first, may go from one peer to
@@ -113,8 +120,15 @@ func (c *carrier) take(from, to *peer, frames [][]byte) int {
 	if !p.ok {
 		return 0
 	}
+	var b *bucket
+	if p.rate > 0 {
+		b = c.buckets[from]
+		for _, f := range frames {
+			b.demand.add(now, len(f))
+		}
+	}
 	for i, f := range frames {
-		if p.rate > 0 && !c.buckets[from].AllowN(now, len(f)) {
+		if b != nil && !b.AllowN(now, len(f)) {
 			return i
 		}
 		c.bytes.Add(uint64(len(f)))
@@ -126,7 +140,48 @@ func (c *carrier) take(from, to *peer, frames [][]byte) int {
 // second of it may come at once.
 func (c *carrier) setRate(from *peer, perSecond int) {
 	if b := c.buckets[from]; perSecond > 0 && (b == nil || b.Limit() != rate.Limit(perSecond)) {
-		c.buckets[from] = rate.NewLimiter(rate.Limit(perSecond), max(perSecond/4, 1<<17))
+		c.buckets[from] = &bucket{Limiter: rate.NewLimiter(rate.Limit(perSecond), max(perSecond/4, 1<<17))}
+	}
+}
+
+// load returns how much of what this node can do for a sender is used, in
+// 255ths: of the sender's own rate, or of the processors.
+func (c *carrier) load(from *peer) byte {
+	used := 0.0
+	if c.busy != nil {
+		used = float64(c.busy()) / 100
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if b := c.buckets[from]; b != nil {
+		used = max(used, float64(b.demand.perSecond(time.Now()))/float64(b.Limit()))
+	}
+	return byte(255 * min(max(used, 0), 1))
+}
+
+// meter counts bytes by the second.
+type meter struct {
+	since      time.Time
+	now, whole int // of the second that has begun, and of the one before
+}
+
+func (m *meter) add(now time.Time, n int) {
+	m.turn(now)
+	m.now += n
+}
+
+// perSecond returns the bytes of a second, the last whole one or this one.
+func (m *meter) perSecond(now time.Time) int {
+	m.turn(now)
+	return max(m.whole, m.now)
+}
+
+func (m *meter) turn(now time.Time) {
+	switch age := now.Sub(m.since); {
+	case age >= 2*time.Second:
+		m.since, m.whole, m.now = now, 0, 0
+	case age >= time.Second:
+		m.since, m.whole, m.now = m.since.Add(time.Second), m.now, 0
 	}
 }
 
@@ -188,6 +243,12 @@ func (n *Node) Homes() []identity.ID {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
 	return slices.Clone(n.homes)
+}
+
+// beat is called now and then.
+func (n *Node) beat() {
+	n.settleHomes() // one may have become crowded
+	n.keepHomes()
 }
 
 // keepHomes sees to it that the paths to homes, or to what may become one, are
@@ -329,13 +390,15 @@ func (n *Node) callThem(ctx context.Context, relays map[*peer][]netip.AddrPort) 
 // until the listener or the node closes. A stranger gets no byte.
 func (n *Node) ServeStreams(l net.Listener) error { return n.bind.streams.serve(l) }
 
-// settleHomes chooses the homes anew: those that are and can be reached stay.
+// settleHomes chooses the homes anew: those that are and can be reached stay,
+// unless they are crowded and others are not.
 func (n *Node) settleHomes() {
 	n.mu.Lock()
 	type home struct {
-		id   identity.ID
-		rtt  time.Duration
-		kept bool
+		id      identity.ID
+		rtt     time.Duration
+		crowded bool
+		kept    bool
 	}
 	var near []home
 	for _, id := range n.relayIDs() {
@@ -344,17 +407,11 @@ func (n *Node) settleHomes() {
 			continue
 		}
 		if path := p.path(); path.Kind > Relayed {
-			near = append(near, home{id, path.RTT, slices.Contains(n.homes, id)})
+			near = append(near, home{id, path.RTT, p.isCrowded(), slices.Contains(n.homes, id)})
 		}
 	}
 	slices.SortStableFunc(near, func(a, b home) int {
-		if a.kept != b.kept {
-			if a.kept {
-				return -1
-			}
-			return 1
-		}
-		return cmp.Compare(a.rtt, b.rtt)
+		return cmp.Or(trueLast(a.crowded, b.crowded), trueLast(!a.kept, !b.kept), cmp.Compare(a.rtt, b.rtt))
 	})
 	var homes []identity.ID
 	for _, h := range near[:min(len(near), maxHomes)] {
@@ -366,6 +423,17 @@ func (n *Node) settleHomes() {
 	if !same {
 		n.assignAll()
 	}
+}
+
+// trueLast compares two truths.
+func trueLast(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
 }
 
 // assignAll assigns relays to the peers that are awake.

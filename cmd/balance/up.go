@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -237,9 +238,16 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	}
 	defer facts.probe.Close()
 	var streams net.Listener
+	var sampler atomic.Pointer[fleet.Sampler] // there is none yet when the mesh is up
+	busy := func() int {
+		if s := sampler.Load(); s != nil {
+			return s.Live(fleet.Held{}).CPUPercent
+		}
+		return fleet.Unknown
+	}
 	heard := newNews()
 	node, err := mesh.Open(mesh.Config{
-		Keys: keys, Mesh: meshID, Listen: cfg.listen, Advertise: cfg.advertise, Log: log, OnPath: heard.path, Relay: facts.relays,
+		Keys: keys, Mesh: meshID, Listen: cfg.listen, Advertise: cfg.advertise, Log: log, OnPath: heard.path, Relay: facts.relays, Busy: busy,
 		STUN: cfg.stun, MapPort: cfg.mapPort, TUN: cfg.tun, Private: privatePorts, Open: cfg.open, GuestPort: guestPort,
 	})
 	if err != nil {
@@ -321,6 +329,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 		view.SetLive(self, l)
 		alive.UpdateMeta()
 	})
+	sampler.Store(facts.sampler)
 	guests := openHosting(node, db, who, log)
 	alive, err = openMembers(node, ports, self, who, facts, held, heard, log)
 	if err != nil {
