@@ -76,13 +76,6 @@ const (
 	pingsBack   = 500              // of a peer that are answered with a ping in one second: repeated calls cost little
 )
 
-// Load of relays, in 255ths; see [wire.Probe]. A relay that is not crowded is as
-// good as an idle one.
-const (
-	crowded  = 191                    // from here on a relay is avoided
-	crowding = 100 * time.Millisecond // of round trip, which a full one is worse by than one that is not crowded
-)
-
 // instant is a time on the clock of a bind, which only goes forward. The zero
 // instant is long ago.
 type instant time.Duration
@@ -90,69 +83,6 @@ type instant time.Duration
 func (t instant) add(d time.Duration) instant            { return t + instant(d) }
 func (t instant) sub(u instant) time.Duration            { return time.Duration(t - u) }
 func (t instant) within(d time.Duration, u instant) bool { return u.sub(t) < d }
-
-// origin is where an address of a peer is known from.
-type origin int
-
-const (
-	heard  origin = iota // only an authenticated ping that came from it
-	rumour               // somebody said so
-	roster               // stored, or from an invite
-	relay                // a relay that both may reach
-)
-
-// Most candidates of each origin: a flood of rumours cannot push out what is
-// stored.
-var candidateLimit = [...]int{heard: 4, rumour: 8, roster: 8, relay: 4}
-
-// candidate is a way that may reach the peer.
-type candidate struct {
-	hop
-	kind      Kind
-	origin    origin
-	rtt       time.Duration // smoothed; 0: it never answered
-	known     instant       // learnt, or heard of again
-	heard     instant       // an authenticated ping came from it
-	pinged    instant
-	size      int     // bytes of the largest ping that it answered, if that is more than any path carries
-	sounded   instant // when a larger one was last tried
-	soundings int     // tries without an answer
-	waiting   instant // the first ping since the last answer
-	answered  instant
-}
-
-// better reports whether traffic should move from another path to c. Round
-// trips must differ clearly, so that it does not move to and fro.
-func (c *candidate) better(than *candidate) bool {
-	if c.kind != than.kind {
-		return c.kind > than.kind
-	}
-	mine, other := c.cost(), than.cost()
-	return mine < other*3/4 && other-mine > time.Millisecond
-}
-
-// cost returns what paths of one kind are compared by: the round trip, and for a
-// crowded relay what its load makes worse of that.
-func (c *candidate) cost() time.Duration {
-	if !c.isCrowded() {
-		return c.rtt
-	}
-	return c.rtt + crowding*time.Duration(c.via.load.Load()-crowded)/(255-crowded)
-}
-
-func (c *candidate) isCrowded() bool { return c.via != nil && c.via.isCrowded() }
-
-// owes reports whether an answer of c is outstanding, and silent whether it is
-// overdue.
-func (c *candidate) owes() bool { return c.waiting > c.answered }
-
-func (c *candidate) silent(now instant) bool {
-	return c.owes() && !c.waiting.within(retry+4*c.rtt, now)
-}
-
-// strange reports whether c is an address of which nothing was ever heard, and
-// that may be behind a NAT.
-func (c *candidate) strange() bool { return c.kind == Direct && c.answered == 0 && c.heard == 0 }
 
 // errand is something to send.
 type errand struct {
