@@ -67,6 +67,7 @@ type bindConfig struct {
 	addrs func() []netip.AddrPort                   // at which this node may be reached
 	saw   func(by *peer, at, us netip.AddrPort)     // a peer at an address saw our datagrams come from us
 	relay func(from, to *peer, frames [][]byte) int // how many frames, counted from the first, may be passed on
+	load  func(*peer) byte                          // of this node as a relay for a peer; nil: it relays nothing
 	stray func(msg []byte, from netip.AddrPort)     // a datagram of no peer; nil: nobody wants it
 
 	engage func(instant, *peer) // WireGuard is to know the peer
@@ -117,6 +118,14 @@ func (b *bind) news(p *peer)            { b.cfg.news(p) }
 func (b *bind) addrs() []netip.AddrPort { return b.cfg.addrs() }
 
 func (b *bind) saw(by *peer, at, us netip.AddrPort) { b.cfg.saw(by, at, us) }
+
+// load returns what this node tells a peer of its load as a relay.
+func (b *bind) load(p *peer) byte {
+	if b.cfg.load == nil {
+		return 0
+	}
+	return b.cfg.load(p)
+}
 
 // place names the network that the node is in, as far as it knows.
 func (b *bind) place() uint16 { return uint16(b.moves.Load()) }

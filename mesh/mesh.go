@@ -86,6 +86,10 @@ type Config struct {
 	// which it cannot read, and how many bytes per second of all that the first
 	// one sends; 0 is any number. Nil is never. It must not block.
 	Relay func(from, to identity.ID) (rate int, ok bool)
+	// Busy says how busy the host's processors are, in percent. Nodes to which
+	// this one is a relay are told when there is little left. Nil is not known. It
+	// must not block.
+	Busy func() int
 }
 
 // Peer is a member to be reached.
@@ -137,13 +141,14 @@ func Open(cfg Config) (*Node, error) {
 		members:   map[identity.ID]*peer{},
 		carriedBy: map[netip.Addr]identity.ID{},
 		joiners:   map[identity.ID]*joiner{},
-		carrier:   newCarrier(cfg.Relay),
+		carrier:   newCarrier(cfg.Relay, cfg.Busy),
 		calling:   make(chan struct{}, 1),
 	}
 	n.guestPort.Store(uint32(cfg.GuestPort))
 	var pass func(from, to *peer, frames [][]byte) int
+	var load func(*peer) byte
 	if cfg.Relay != nil {
-		pass = n.carrier.take
+		pass, load = n.carrier.take, n.carrier.load
 	}
 	var err error
 	n.tunnel, err = openTunnel(tunnelConfig{
@@ -157,7 +162,8 @@ func Open(cfg Config) (*Node, error) {
 		log:    cfg.Log,
 		onPath: n.onPath,
 		relay:  pass,
-		beat:   n.keepHomes,
+		load:   load,
+		beat:   n.beat,
 		fits:   n.fits,
 		stun:   cfg.STUN,
 		ports:  cfg.MapPort,

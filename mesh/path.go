@@ -70,6 +70,8 @@ const (
 	peek        = 5 * time.Second  // between looks whether an address that a relay stands in for answers again
 	natLife     = 25 * time.Second // for which a NAT keeps what has opened it, at least
 	familiarFor = 10 * time.Minute // for which an address is looked at that often
+	leave       = 10 * time.Second // between looks for another relay than a crowded one
+	stay        = time.Minute      // after a move between relays until load counts again: the load moves too
 	wish        = 10 * time.Second // traffic that waited so long is still worth a new address
 	pingsBack   = 500              // of a peer that are answered with a ping in one second: repeated calls cost little
 )
@@ -81,57 +83,6 @@ type instant time.Duration
 func (t instant) add(d time.Duration) instant            { return t + instant(d) }
 func (t instant) sub(u instant) time.Duration            { return time.Duration(t - u) }
 func (t instant) within(d time.Duration, u instant) bool { return u.sub(t) < d }
-
-// origin is where an address of a peer is known from.
-type origin int
-
-const (
-	heard  origin = iota // only an authenticated ping that came from it
-	rumour               // somebody said so
-	roster               // stored, or from an invite
-	relay                // a relay that both may reach
-)
-
-// Most candidates of each origin: a flood of rumours cannot push out what is
-// stored.
-var candidateLimit = [...]int{heard: 4, rumour: 8, roster: 8, relay: 4}
-
-// candidate is a way that may reach the peer.
-type candidate struct {
-	hop
-	kind      Kind
-	origin    origin
-	rtt       time.Duration // smoothed; 0: it never answered
-	known     instant       // learnt, or heard of again
-	heard     instant       // an authenticated ping came from it
-	pinged    instant
-	size      int     // bytes of the largest ping that it answered, if that is more than any path carries
-	sounded   instant // when a larger one was last tried
-	soundings int     // tries without an answer
-	waiting   instant // the first ping since the last answer
-	answered  instant
-}
-
-// better reports whether traffic should move from another path to c. Round
-// trips must differ clearly, so that it does not move to and fro.
-func (c *candidate) better(than *candidate) bool {
-	if c.kind != than.kind {
-		return c.kind > than.kind
-	}
-	return c.rtt < than.rtt*3/4 && than.rtt-c.rtt > time.Millisecond
-}
-
-// owes reports whether an answer of c is outstanding, and silent whether it is
-// overdue.
-func (c *candidate) owes() bool { return c.waiting > c.answered }
-
-func (c *candidate) silent(now instant) bool {
-	return c.owes() && !c.waiting.within(retry+4*c.rtt, now)
-}
-
-// strange reports whether c is an address of which nothing was ever heard, and
-// that may be behind a NAT.
-func (c *candidate) strange() bool { return c.kind == Direct && c.answered == 0 && c.heard == 0 }
 
 // errand is something to send.
 type errand struct {
@@ -193,6 +144,7 @@ type paths struct {
 	next       instant    // when tick is due; 0: never
 	checked    instant    // when all candidates were last asked
 	peeked     instant    // when the familiar ones were, while a relay carries
+	moves      instant    // when one relay last took over from another
 	second     instant    // since when the two below are counted
 	pinged     int        // pings of the peer that were answered with a ping
 	called     int        // calls and answers of the peer that were heeded
@@ -312,7 +264,7 @@ func (p *paths) tick(now, wanted instant) []errand {
 	case !p.wanted.within(heartbeat, now):
 		p.next = 0
 		return nil
-	case !p.isTrusted(now), p.best.silent(now), p.best.kind == Relayed && !p.checked.within(recheck, now):
+	case !p.isTrusted(now), p.best.silent(now), p.best.kind == Relayed && !p.checked.within(p.patience(now), now):
 		return p.search(now)
 	}
 	p.next = now.add(heartbeat)
@@ -326,6 +278,22 @@ func (p *paths) tick(now, wanted instant) []errand {
 		return append(p.ask(now, others...), p.heartbeat(now)...)
 	}
 	return append(p.heartbeat(now), p.sound(now)...)
+}
+
+// patience returns how long a relay is the path before something better is looked
+// for.
+func (p *paths) patience(now instant) time.Duration {
+	if p.best.isCrowded() && !p.moves.within(stay, now) && p.hasOther() {
+		return leave
+	}
+	return recheck
+}
+
+// hasOther reports whether there is a relay that is not crowded.
+func (p *paths) hasOther() bool {
+	return slices.ContainsFunc(p.candidates, func(c *candidate) bool {
+		return c.kind == Relayed && !c.isCrowded() && p.leads(c.hop)
+	})
 }
 
 // familiar returns the addresses that have answered not long ago. They may do so
@@ -426,7 +394,10 @@ func (p *paths) pong(now instant, h hop, rtt time.Duration, size int) {
 	} else {
 		c.rtt += (rtt - c.rtt) / 4
 	}
-	if p.best == nil || !p.isTrusted(now) || p.best.silent(now) || c.better(p.best) {
+	if p.best == nil || !p.isTrusted(now) || p.best.silent(now) || p.betters(now, c) {
+		if p.best != nil && p.best != c && p.best.kind == Relayed && c.kind == Relayed {
+			p.moves = now
+		}
 		p.best = c
 	}
 	if p.best != c {
@@ -436,6 +407,16 @@ func (p *paths) pong(now instant, h hop, rtt time.Duration, size int) {
 	if p.tried == 0 || c.kind > Relayed || !p.checked.within(retry<<tries, now) {
 		p.tried, p.next = 0, now.add(heartbeat)
 	}
+}
+
+// betters reports whether traffic should move to c from a path that works. Where
+// it has moved from one relay to another not long ago, load is no reason: the
+// traffic itself may be the load, and would go to and fro.
+func (p *paths) betters(now instant, c *candidate) bool {
+	if c.kind == Relayed && p.best.kind == Relayed && (c.isCrowded() || p.best.isCrowded()) && p.moves.within(stay, now) {
+		return false
+	}
+	return c.better(p.best)
 }
 
 // ping is called when a ping of the peer came by h. It is answered with one of

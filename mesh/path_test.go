@@ -611,3 +611,61 @@ func TestPathProperties(t *testing.T) {
 		}
 	})
 }
+
+// newRelays returns a script that has two relays, one of which has a load.
+func newRelays(t *testing.T, load uint32) (s *script, busy, idle hop) {
+	busy, idle = hop{via: &peer{id: identity.ID{3}}}, hop{via: &peer{id: identity.ID{4}}}
+	busy.via.load.Store(load)
+	s = newScript(t)
+	s.p.replace(s.now, relay, []hop{busy, idle})
+	s.p.want(s.now)
+	return s, busy, idle
+}
+
+// A relay that can hardly carry more gives way to one that is farther away, but
+// not to one that is too far; what is less than crowded is no reason.
+func TestPathByLoad(t *testing.T) {
+	for _, c := range []struct {
+		load  uint32
+		rtt   time.Duration // of the idle one; the other has 10 ms
+		moves bool
+	}{{0, 20 * ms, false}, {crowded, 20 * ms, false}, {255, 20 * ms, true}, {255, 70 * ms, true}, {255, 100 * ms, false}} {
+		s, busy, idle := newRelays(t, c.load)
+		s.pong(busy, 10*ms)
+		s.pong(idle, c.rtt)
+		if moved := s.p.best.hop == idle; moved != c.moves {
+			t.Errorf("load %d, 10 ms or %v: moved %v", c.load, c.rtt, moved)
+		}
+	}
+}
+
+// A relay that becomes crowded is left within seconds. When the load has moved
+// with the traffic, that stays where it is for a while.
+func TestPathLeavesCrowdedRelay(t *testing.T) {
+	s, first, second := newRelays(t, 0)
+	s.pong(first, 10*ms)
+	s.pong(second, 10*ms)
+	moved := func(to hop, patience time.Duration) time.Duration {
+		t.Helper()
+		from := s.now
+		for s.p.best.hop != to && s.now.sub(from) < patience {
+			s.now = s.now.add(100 * ms)
+			for _, h := range pinged(s.p.tick(s.now, s.now)) {
+				s.p.pong(s.now, h, 10*ms, 0)
+			}
+		}
+		return s.now.sub(from)
+	}
+	if d := moved(second, 3*recheck); d < 3*recheck {
+		t.Fatalf("two relays that are alike take turns after %v", d)
+	}
+	first.via.load.Store(255)
+	if d := moved(second, time.Minute); d > leave+heartbeat {
+		t.Errorf("a crowded relay is left after %v", d)
+	}
+	first.via.load.Store(0)
+	second.via.load.Store(255)
+	if d := moved(first, 5*time.Minute); d < stay || d > stay+recheck+leave {
+		t.Errorf("the traffic goes back after %v", d)
+	}
+}

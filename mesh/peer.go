@@ -52,6 +52,7 @@ type peer struct {
 	route atomic.Pointer[route]
 	size  atomic.Int64                   // largest packet for the peer that fits into a datagram; 0: what fits everywhere
 	leg   atomic.Pointer[netip.AddrPort] // where frames for the peer go: the last path without a relay
+	load  atomic.Uint32                  // as a relay, as its last pong said; see wire.Probe
 	sent  atomic.Int64                   // instant when there last was something to send
 	timer atomic.Pointer[time.Timer]     // nil: not needed yet
 
@@ -117,6 +118,9 @@ func (p *peer) rouse() {
 		p.bind.cfg.roused(p)
 	}
 }
+
+// isCrowded reports whether the peer is to be avoided as a relay.
+func (p *peer) isCrowded() bool { return p.load.Load() >= crowded }
 
 func (p *peer) isAwake() bool { return p.awake.Load() }
 
@@ -316,7 +320,7 @@ func (p *peer) ping(now instant, probe wire.Probe, from hop) {
 	}
 	doubt := p.instance != 0 && (probe.Instance != p.instance || probe.Place != p.place)
 	p.do(now, p.paths.ping(now, from, doubt))
-	p.probe(now, from, wire.Probe{Kind: wire.Pong, Tx: probe.Tx, Seen: from.addr})
+	p.probe(now, from, wire.Probe{Kind: wire.Pong, Tx: probe.Tx, Seen: from.addr, Load: p.bind.load(p)})
 	p.settle()
 }
 
@@ -347,6 +351,7 @@ func (p *peer) pong(now instant, probe wire.Probe) bool {
 	}
 	if ask.via == nil {
 		p.bind.saw(p, ask.addr, probe.Seen)
+		p.load.Store(uint32(probe.Load))
 	}
 	rtt := now.sub(ask.at)
 	p.paths.pong(now, ask.hop, rtt, ask.size)

@@ -3,15 +3,11 @@ package mesh
 import (
 	"cmp"
 	"context"
-	"maps"
 	"net"
 	"net/netip"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
-
-	"golang.org/x/time/rate"
 
 	"github.com/balanceai/balance/mesh/identity"
 	"github.com/balanceai/balance/mesh/wire"
@@ -21,7 +17,6 @@ const (
 	maxHomes  = 3                // relays that a node keeps a path to
 	maxRelays = 16               // relays that it looks at
 	keepHome  = 20 * time.Second // between pings to a home: a NAT forgets after 30 s
-	permitFor = time.Second      // how long the owner's answer holds
 )
 
 // onward collects the frames of one read that go on to others, so that those
@@ -75,76 +70,6 @@ func (o *onward) flush(b *bind, now instant) {
 	o.runs, o.frames = o.runs[:0], o.frames[:0]
 }
 
-// carrier decides what this node relays.
-type carrier struct {
-	may   func(from, to identity.ID) (rate int, ok bool)
-	bytes atomic.Uint64
-
-	mu      sync.Mutex
-	permits map[[2]*peer]permit
-	buckets map[*peer]*rate.Limiter
-}
-
-type permit struct {
-	rate  int // bytes per second; 0: any number
-	ok    bool
-	until time.Time
-}
-
-func newCarrier(may func(from, to identity.ID) (rate int, ok bool)) *carrier {
-	return &carrier{may: may, permits: map[[2]*peer]permit{}, buckets: map[*peer]*rate.Limiter{}}
-}
-
-// take returns how many frames, counted from the first, may go from one peer to
-// another now.
-func (c *carrier) take(from, to *peer, frames [][]byte) int {
-	now := time.Now()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	key := [2]*peer{from, to}
-	p, ok := c.permits[key]
-	if !ok || now.After(p.until) {
-		maps.DeleteFunc(c.permits, func(_ [2]*peer, p permit) bool { return now.After(p.until) })
-		p.rate, p.ok = c.may(from.id, to.id)
-		p.until = now.Add(permitFor)
-		c.permits[key] = p
-		c.setRate(from, p.rate)
-	}
-	if !p.ok {
-		return 0
-	}
-	for i, f := range frames {
-		if p.rate > 0 && !c.buckets[from].AllowN(now, len(f)) {
-			return i
-		}
-		c.bytes.Add(uint64(len(f)))
-	}
-	return len(frames)
-}
-
-// setRate makes a rate, in bytes per second, that of a sender; a quarter of a
-// second of it may come at once.
-func (c *carrier) setRate(from *peer, perSecond int) {
-	if b := c.buckets[from]; perSecond > 0 && (b == nil || b.Limit() != rate.Limit(perSecond)) {
-		c.buckets[from] = rate.NewLimiter(rate.Limit(perSecond), max(perSecond/4, 1<<17))
-	}
-}
-
-// forget drops what is kept of peers that have left.
-func (c *carrier) forget(gone []*peer) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, p := range gone {
-		delete(c.buckets, p)
-	}
-	maps.DeleteFunc(c.permits, func(key [2]*peer, _ permit) bool {
-		return slices.Contains(gone, key[0]) || slices.Contains(gone, key[1])
-	})
-}
-
-// Relayed returns how many bytes this node has passed on for others.
-func (n *Node) Relayed() uint64 { return n.carrier.bytes.Load() }
-
 // Relay is a member that relays.
 type Relay struct {
 	ID      identity.ID
@@ -188,6 +113,12 @@ func (n *Node) Homes() []identity.ID {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
 	return slices.Clone(n.homes)
+}
+
+// beat is called now and then.
+func (n *Node) beat() {
+	n.settleHomes() // one may have become crowded
+	n.keepHomes()
 }
 
 // keepHomes sees to it that the paths to homes, or to what may become one, are
@@ -329,13 +260,15 @@ func (n *Node) callThem(ctx context.Context, relays map[*peer][]netip.AddrPort) 
 // until the listener or the node closes. A stranger gets no byte.
 func (n *Node) ServeStreams(l net.Listener) error { return n.bind.streams.serve(l) }
 
-// settleHomes chooses the homes anew: those that are and can be reached stay.
+// settleHomes chooses the homes anew: those that are and can be reached stay,
+// unless they are crowded and others are not.
 func (n *Node) settleHomes() {
 	n.mu.Lock()
 	type home struct {
-		id   identity.ID
-		rtt  time.Duration
-		kept bool
+		id      identity.ID
+		rtt     time.Duration
+		crowded bool
+		kept    bool
 	}
 	var near []home
 	for _, id := range n.relayIDs() {
@@ -344,17 +277,11 @@ func (n *Node) settleHomes() {
 			continue
 		}
 		if path := p.path(); path.Kind > Relayed {
-			near = append(near, home{id, path.RTT, slices.Contains(n.homes, id)})
+			near = append(near, home{id, path.RTT, p.isCrowded(), slices.Contains(n.homes, id)})
 		}
 	}
 	slices.SortStableFunc(near, func(a, b home) int {
-		if a.kept != b.kept {
-			if a.kept {
-				return -1
-			}
-			return 1
-		}
-		return cmp.Compare(a.rtt, b.rtt)
+		return cmp.Or(trueLast(a.crowded, b.crowded), trueLast(!a.kept, !b.kept), cmp.Compare(a.rtt, b.rtt))
 	})
 	var homes []identity.ID
 	for _, h := range near[:min(len(near), maxHomes)] {
@@ -366,6 +293,17 @@ func (n *Node) settleHomes() {
 	if !same {
 		n.assignAll()
 	}
+}
+
+// trueLast compares two truths.
+func trueLast(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
 }
 
 // assignAll assigns relays to the peers that are awake.

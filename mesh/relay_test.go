@@ -22,6 +22,13 @@ import (
 func hub(t *testing.T, n int, may func(node int, from, to identity.ID) bool) *meshtest.Mesh {
 	t.Helper()
 	m := meshtest.PrepareShaped(t, n)
+	join(t, m, may)
+	return m
+}
+
+// join starts the nodes of a mesh like that.
+func join(t *testing.T, m *meshtest.Mesh, may func(node int, from, to identity.ID) bool) {
+	n := len(m.Keys)
 	m.Relay = may
 	m.Link(0, 1).Cut()
 	for i := range n {
@@ -39,7 +46,6 @@ func hub(t *testing.T, n int, may func(node int, from, to identity.ID) bool) *me
 	for i := range 2 {
 		meshtest.Eventually(t, within, "homes", func() bool { return len(m.Nodes[i].Homes()) == n-2 })
 	}
-	return m
 }
 
 func anyone(int, identity.ID, identity.ID) bool { return true }
@@ -247,5 +253,25 @@ func TestReplayOfRelayed(t *testing.T) {
 			t.Errorf("path %+v", p)
 		}
 		m.MustTalk(i, 1-i, within)
+	}
+}
+
+// Of two relays the one is used that is not crowded, whichever it is.
+func TestRelayByLoad(t *testing.T) {
+	for crowded := 2; crowded <= 3; crowded++ {
+		m := meshtest.PrepareShaped(t, 4)
+		m.Config = func(node int, cfg *mesh.Config) {
+			if node == crowded {
+				cfg.Busy = func() int { return 100 }
+			}
+		}
+		join(t, m, anyone)
+		idle := m.Node(2 + 3 - crowded)
+		m.MustTalk(0, 1, within)
+		meshtest.Eventually(t, within, "the idle relay carries", func() bool {
+			m.MustTalk(0, 1, within)
+			p := m.Nodes[0].Path(m.Node(1))
+			return p.Kind == mesh.Relayed && p.Via == idle
+		})
 	}
 }

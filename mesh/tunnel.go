@@ -59,6 +59,7 @@ type tunnelConfig struct {
 	log    *slog.Logger
 	onPath func(*peer, Path)
 	relay  func(from, to *peer, frames [][]byte) int // see bindConfig; nil: nothing is relayed
+	load   func(*peer) byte                          // see bindConfig; nil: nothing is relayed
 	beat   func()
 	fits   func(netip.Addr) int   // largest packet to an address; nil: what fits everywhere
 	stun   []string               // servers, host:port
@@ -75,7 +76,7 @@ func openTunnel(cfg tunnelConfig) (*tunnel, error) {
 	}
 	bound := bindConfig{
 		key: cfg.key, engage: t.engage, roused: cfg.roused,
-		log: cfg.log, small: cfg.host != nil, kind: t.local.kind, news: t.report, addrs: t.candidates, saw: t.saw, relay: cfg.relay,
+		log: cfg.log, small: cfg.host != nil, kind: t.local.kind, news: t.report, addrs: t.candidates, saw: t.saw, relay: cfg.relay, load: cfg.load,
 	}
 	if len(cfg.stun) > 0 {
 		t.stun, bound.stray = newSTUN(cfg.stun), t.stray

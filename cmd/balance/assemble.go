@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -95,19 +96,42 @@ func unsettled(ctx context.Context, db *store.Store) ([]task.Status, error) {
 	return append(active, newest...), err
 }
 
+// ports are those of the overlay at which members call this one.
+type ports struct {
+	api, gossip net.Listener
+	packets     net.PacketConn
+}
+
+func openPorts(node *mesh.Node) (p ports, err error) {
+	defer func() {
+		if err != nil {
+			p.close()
+		}
+	}()
+	if p.api, err = node.Listen(apiPort); err != nil {
+		return p, err
+	}
+	if p.gossip, err = node.Listen(gossipPort); err != nil {
+		return p, err
+	}
+	p.packets, err = node.ListenPacket(gossipPort)
+	return p, err
+}
+
+// close closes them again, those too that are served by somebody who has closed
+// them already.
+func (p *ports) close() {
+	for _, c := range []io.Closer{p.api, p.gossip, p.packets} {
+		if c != nil {
+			_ = c.Close()
+		}
+	}
+}
+
 // openMembers starts the gossip of who is alive.
-func openMembers(node *mesh.Node, self identity.ID, who *roster, f *facts, held func() fleet.Held, heard *news, log *slog.Logger) (*member.List, error) {
-	ln, err := node.Listen(gossipPort)
-	if err != nil {
-		return nil, err
-	}
-	packets, err := node.ListenPacket(gossipPort)
-	if err != nil {
-		ln.Close()
-		return nil, err
-	}
+func openMembers(node *mesh.Node, at ports, self identity.ID, who *roster, f *facts, held func() fleet.Held, heard *news, log *slog.Logger) (*member.List, error) {
 	return member.Start(member.Config{
-		Mesh: who.now().Mesh, Self: self, Listener: ln, Packets: packets, Roster: who.others, OnChange: heard.member, Log: log,
+		Mesh: who.now().Mesh, Self: self, Listener: at.gossip, Packets: at.packets, Roster: who.others, OnChange: heard.member, Log: log,
 		Dial: func(ctx context.Context, id identity.ID) (net.Conn, error) { return node.Dial(ctx, id, gossipPort) },
 		Meta: func() []byte {
 			b, err := encodeGossip(node.Addrs(), node.Homes(), f.sampler.Live(held()))

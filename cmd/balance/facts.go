@@ -73,7 +73,7 @@ func stampOf(path string) fileStamp {
 	return fileStamp{info.ModTime(), info.Size()}
 }
 
-// newFacts measures the machine and reads the rules.
+// newFacts reads the rules. What the machine is it does not know before look.
 func newFacts(ctx context.Context, h home, self identity.ID, db *store.Store, who *roster, log *slog.Logger) (*facts, error) {
 	f := &facts{rulesPath: h.path(rulesFile), self: self, db: db, who: who, log: log, probe: fleet.NewProbe(string(h)), told: make(chan struct{}, 1)}
 	duty, err := db.Setting(ctx, settingDuty)
@@ -87,13 +87,19 @@ func newFacts(ctx context.Context, h home, self identity.ID, db *store.Store, wh
 		f.probe.Close()
 		return nil, hint(err, "the node starts when its rules are sound: nobody else may guess what the owner meant")
 	}
-	f.rules, f.holds = rules, run.Groups(self).Can().Holds()
+	f.rules = rules
+	f.complete()
+	return f, nil
+}
+
+// look measures the machine, and tries what it can put between itself and a run.
+func (f *facts) look(ctx context.Context, h home) {
+	f.holds = run.Groups(f.self).Can().Holds()
 	f.machine = isolate.Detect(ctx, h.path(sandboxDir))
 	if f.machine.Level() != isolate.Sandbox {
-		log.Warn("this machine has no sandbox: it takes no runs of other owners but those that its rules trust", "why", f.machine.Why)
+		f.log.Warn("this machine has no sandbox: it takes no runs of other owners but those that its rules trust", "why", f.machine.Why)
 	}
 	f.measure(ctx)
-	return f, nil
 }
 
 // measure looks at the hardware anew.

@@ -77,12 +77,8 @@ func (p *peerAPI) caller(r *http.Request) (identity.ID, bool) {
 	return p.node.Who(ap.Addr())
 }
 
-// serve answers until ctx ends.
-func (p *peerAPI) serve(ctx context.Context, group *errgroup.Group) error {
-	ln, err := p.node.Listen(apiPort)
-	if err != nil {
-		return err
-	}
+// serve answers who calls at a listener until ctx ends.
+func (p *peerAPI) serve(ctx context.Context, group *errgroup.Group, ln net.Listener) {
 	tasks := &remote.Server{
 		Self: p.self, Runner: p.runner, Caller: p.caller, Allowed: p.allowed,
 		Submitted: func(ctx context.Context, run string, by identity.ID) bool {
@@ -100,7 +96,6 @@ func (p *peerAPI) serve(ctx context.Context, group *errgroup.Group) error {
 	mux.HandleFunc("GET /v1/network", p.network)
 	mux.HandleFunc("POST "+gateway.PeerPath, p.models)
 	serveHTTP(ctx, group, ln, p.membersOnly(mux), p.log)
-	return nil
 }
 
 // membersOnly lets nobody in who is not a member, and no browser: identity

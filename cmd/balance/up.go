@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -237,9 +238,16 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	}
 	defer facts.probe.Close()
 	var streams net.Listener
+	var sampler atomic.Pointer[fleet.Sampler] // there is none yet when the mesh is up
+	busy := func() int {
+		if s := sampler.Load(); s != nil {
+			return s.Live(fleet.Held{}).CPUPercent
+		}
+		return fleet.Unknown
+	}
 	heard := newNews()
 	node, err := mesh.Open(mesh.Config{
-		Keys: keys, Mesh: meshID, Listen: cfg.listen, Advertise: cfg.advertise, Log: log, OnPath: heard.path, Relay: facts.relays,
+		Keys: keys, Mesh: meshID, Listen: cfg.listen, Advertise: cfg.advertise, Log: log, OnPath: heard.path, Relay: facts.relays, Busy: busy,
 		STUN: cfg.stun, MapPort: cfg.mapPort, TUN: cfg.tun, Private: privatePorts, Open: cfg.open, GuestPort: guestPort,
 	})
 	if err != nil {
@@ -258,19 +266,30 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 		facts.setStreams(facts.reachable())
 		streams = ln
 	}
-	if err := db.SetSetting(ctx, settingPort, strconv.Itoa(int(node.Port()))); err != nil {
-		return err
-	}
-	view := fleet.NewView(time.Now)
-	peers := newPeerClient(node)
-	defer peers.CloseIdleConnections()
-	client := func(id identity.ID) *remote.Client { return remote.NewClient(peers, id) }
-
 	exposed, err := openExposer(ctx, node, db, who, facts, log)
 	if err != nil {
 		return err
 	}
 	defer exposed.close()
+	// Members are met as early as can be, beside all that follows: who calls
+	// before a port is served waits in its queue, rather than being refused.
+	ports, err := openPorts(node)
+	if err != nil {
+		return err
+	}
+	defer ports.close()
+	view := fleet.NewView(time.Now)
+	if err := follow(ctx, who, db, node, view); err != nil {
+		return err
+	}
+	if err := db.SetSetting(ctx, settingPort, strconv.Itoa(int(node.Port()))); err != nil {
+		return err
+	}
+	facts.look(ctx, h)
+	peers := newPeerClient(node)
+	defer peers.CloseIdleConnections()
+	client := func(id identity.ID) *remote.Client { return remote.NewClient(peers, id) }
+
 	blobs, err := blob.Open(h.path(blobsDir))
 	if err != nil {
 		return err
@@ -312,11 +331,9 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 		view.SetLive(self, l)
 		alive.UpdateMeta()
 	})
-	if err := follow(ctx, who, db, node, view); err != nil {
-		return err
-	}
+	sampler.Store(facts.sampler)
 	guests := openHosting(node, db, who, log)
-	alive, err = openMembers(node, self, who, facts, held, heard, log)
+	alive, err = openMembers(node, ports, self, who, facts, held, heard, log)
 	if err != nil {
 		return err
 	}
@@ -354,7 +371,8 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	if streams != nil {
 		group.Go(func() error { return node.ServeStreams(streams) })
 	}
-	for _, serve := range []func(context.Context, *errgroup.Group) error{api.serve, porch.open, serving.serve} {
+	api.serve(ctx, group, ports.api)
+	for _, serve := range []func(context.Context, *errgroup.Group) error{porch.open, serving.serve} {
 		if err := serve(ctx, group); err != nil {
 			return err
 		}

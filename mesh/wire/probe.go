@@ -31,7 +31,9 @@ import (
 //	    the receiver (8)
 //	28  pong: IP address that the ping came from, IPv4 mapped into IPv6 (16)
 //	44  pong: its UDP port (2)
-//	46  0, ignored (2)
+//	46  pong: load of the sender as a relay for the receiver, in 255ths; older
+//	    nodes send 0, which is also none, and ignore it (1)
+//	47  0, ignored (1)
 //	48  call and answer: addresses, each as at 28 (18), encrypted; ping: padding,
 //	    to learn whether a datagram of that size passes
 //	-16 first half of HMAC-SHA-256 of the bytes before it (16)
@@ -51,6 +53,7 @@ type Probe struct {
 	Tx       uint64
 	Instance uint64
 	Seen     netip.AddrPort   // of a pong; never an IPv4 address mapped into IPv6
+	Load     byte             // of a pong: 255 is a relay that can carry no more; 0 is also unknown
 	Addrs    []netip.AddrPort // of a call and its answer; eight at most
 	Size     int              // of a ping: bytes in all; 0 is ProbeSize
 }
@@ -120,6 +123,7 @@ func (k *ProbeKey) Seal(p Probe) []byte {
 	if p.Seen.IsValid() {
 		putAddr(b[28:], p.Seen)
 	}
+	b[46] = p.Load
 	for i, a := range addrs {
 		putAddr(b[probeBody+i*addrSize:], a)
 	}
@@ -171,7 +175,7 @@ func (k *ProbeKey) Open(b []byte) (Probe, bool) {
 			p.Size = len(b)
 		}
 	case Pong:
-		p.Seen = getAddr(b[28:])
+		p.Seen, p.Load = getAddr(b[28:]), b[46]
 	case Call, Answer:
 		plain := bytes.Clone(b[probeBody:end])
 		k.crypt(b, plain)

@@ -32,13 +32,15 @@ func TestProbeOnTheWire(t *testing.T) {
 	padded, call := ping, ping
 	padded.Place, padded.Size = 7, 80
 	call.Kind, call.Place = Call, 7
+	loaded := testPong("192.0.2.1:7000")
+	loaded.Load = 0xC0
 	call.Addrs = []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:7000"), netip.MustParseAddrPort("[2001:db8::1]:7000")}
 	for name, c := range map[string]struct {
 		p    Probe
 		size int
 	}{
 		"ping": {ping, ProbeSize}, "padded": {padded, 80}, "call": {call, ProbeSize + 2*18},
-		"pong4": {testPong("192.0.2.1:7000"), ProbeSize}, "pong6": {testPong("[2001:db8::1]:7000"), ProbeSize},
+		"loaded": {loaded, ProbeSize}, "pong4": {testPong("192.0.2.1:7000"), ProbeSize}, "pong6": {testPong("[2001:db8::1]:7000"), ProbeSize},
 	} {
 		p, b := c.p, send.Seal(c.p)
 		golden(t, name, b)
