@@ -8,7 +8,7 @@ FUZZTIME  ?= 20s
 # The bindings of NVIDIA's library mention functions that it has deprecated.
 export CGO_CFLAGS := -O2 -g -Wno-deprecated-declarations
 
-.PHONY: build demo check test race e2e chaos bench bench-mesh bench-reach bench-models fuzz clean
+.PHONY: build demo check test race e2e chaos bench bench-place bench-mesh bench-reach bench-models fuzz clean
 
 build: ## the program: ./balance
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o balance ./cmd/balance
@@ -46,6 +46,14 @@ bench: build ## figures, beside what they are compared with
 	@$(GO) test -run '^$$' -bench 'Live$$' -benchtime 3x ./tui | grep Benchmark
 	@echo; echo "Mesh: WireGuard over loopback, one TCP connection."
 	@$(GO) test -run '^$$' -bench 'RTT|Throughput' ./mesh | grep Benchmark
+
+bench-place: ## placement on the public traces in TRACES=DIR (docs/placement.md says where to get them)
+	@test -n "$(TRACES)" || { echo "say where the traces are: make bench-place TRACES=DIR; docs/placement.md tells where to get them"; exit 2; }
+	@$(GO) run ./cmd/placebench --nodes "$(TRACES)/openb_node_list_gpu_node.csv" --traces "$(TRACES)"
+	@echo; echo "Many dispatchers, each on a view of its own."
+	@$(GO) run ./cmd/placebench --nodes "$(TRACES)/openb_node_list_gpu_node.csv" --pods "$(TRACES)/openb_pod_list_default.csv" --seeds 42-44 --dispatchers 10,100 --stale 1s,5s,30s
+	@echo; echo "One decision. Goal: 2 ms among 10,000 machines (2000000 ns)."
+	@$(GO) test -run '^$$' -bench Decide ./exec/place | grep Benchmark
 
 bench-mesh: ## the mesh beside stock WireGuard, in network namespaces of its own (Linux, root)
 	$(GO) run ./mesh/bench

@@ -198,7 +198,9 @@ func (p *dispatchPage) draw(c *canvas, a area) {
 		ranking.x, ranking.w = ranking.x+3, ranking.w-3
 	}
 	c.putText(ranking.x, ranking.y, ranking.w, p.verdict())
-	p.scroll.draw(c, area{ranking.x, ranking.y + 1, ranking.w, ranking.h - 1}, append([]text{nil}, p.m.rankingText(p.plan, ranking.w)...))
+	lines := append([]text{nil}, p.m.rankingText(p.plan, ranking.w)...)
+	lines = append(lines, p.m.conclusion(p.plan, ranking.w)...)
+	p.scroll.draw(c, area{ranking.x, ranking.y + 1, ranking.w, ranking.h - 1}, lines)
 }
 
 // verdict is the outcome in one line.

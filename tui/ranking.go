@@ -1,6 +1,7 @@
 package tui
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -28,6 +29,23 @@ func (m *model) rankingText(r task.Ranking, w int) []text {
 		} else {
 			lines = append(lines, m.refused(v, names, w)...)
 		}
+	}
+	return lines
+}
+
+// conclusion says how far the best machine is ahead, or what would help where
+// none fits.
+func (m *model) conclusion(r task.Ranking, w int) []text {
+	last := r.Lead()
+	for i := range r {
+		last = cmp.Or(last, r[i].Nearest)
+	}
+	if last == "" {
+		return nil
+	}
+	lines := []text{nil}
+	for _, part := range wrapWords(clean(last), w) {
+		lines = append(lines, text{{dim, part}})
 	}
 	return lines
 }

@@ -345,6 +345,7 @@ func printRanking(w io.Writer, ranking task.Ranking) error {
 	for _, v := range ranking {
 		width = max(width, len(v.Name))
 	}
+	nearest := ""
 	for _, v := range ranking {
 		mark, lead := "✗", "does not fit"
 		var lines []string
@@ -357,7 +358,10 @@ func printRanking(w io.Writer, ranking task.Ranking) error {
 			lines = []string{strings.Join(parts, ", ")}
 		}
 		for _, r := range v.Reasons {
-			lines = append(lines, r.Text)
+			lines = append(lines, reasonText(r))
+		}
+		if v.Nearest != "" {
+			nearest = v.Nearest
 		}
 		age := ""
 		if v.AgeMS > 1000 {
@@ -370,7 +374,21 @@ func printRanking(w io.Writer, ranking task.Ranking) error {
 			}
 		}
 	}
+	if lead := ranking.Lead(); lead != "" {
+		fmt.Fprintln(w, clean(lead, false))
+	}
+	if nearest != "" {
+		fmt.Fprintf(w, "nearest: %s\n", clean(nearest, false))
+	}
 	return nil
+}
+
+// reasonText is a reason for people, who may want to wait.
+func reasonText(r task.Reason) string {
+	if r.Ever {
+		return r.Text + " (not now)"
+	}
+	return r.Text
 }
 
 // follower shows a run's events and ends with its exit code.

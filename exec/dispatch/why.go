@@ -115,7 +115,12 @@ func sentence(a Attempt) string {
 		}
 		parts = append(parts, v.Name+" "+strings.Join(texts, ", "))
 	}
-	if more := len(a.Ranking) + a.More - len(parts); more > 0 {
+	for _, v := range a.Ranking {
+		if v.Nearest != "" {
+			parts = append(parts, "nearest: "+v.Nearest)
+		}
+	}
+	if more := len(a.Ranking) + a.More - min(len(a.Ranking), mostNamed); more > 0 {
 		parts = append(parts, fmt.Sprintf("and %d more", more))
 	}
 	return strings.Join(parts, "; ")

@@ -290,6 +290,7 @@ func (ix *Index) Choose(spec *task.Spec, from policy.Asker, now time.Time, limit
 		list = append(list, ix.scale.judge(spec, from, n, now))
 	}
 	slices.SortFunc(list[fit:], better)
+	nearest(list)
 	if len(list) > limit {
 		more += len(list) - limit
 		list = list[:limit]

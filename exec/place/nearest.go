@@ -2,31 +2,33 @@ package place
 
 import (
 	"fmt"
-	"slices"
+	"math"
 
 	"github.com/balanceai/balance/exec/task"
 )
 
-// Nearest returns the smallest change with which a run would fit that fits
-// nowhere: on a machine that only one check stands against, and of those the one
-// that is missed by the least. It reports false where a machine fits, or more
-// than one thing would have to change everywhere.
-func Nearest(r task.Ranking) (task.Change, bool) {
-	var best task.Change
-	found := false
+// nearest notes in one verdict the smallest change with which a run would fit
+// that fits nowhere: on a machine that only one check stands against, and of
+// those the one that is missed by the least. It notes nothing where a machine
+// fits, or more than one thing would have to change everywhere.
+func nearest(r task.Ranking) {
+	best, least := -1, math.Inf(1)
+	text := ""
 	for i := range r {
 		v := &r[i]
 		if v.Fits {
-			return task.Change{}, false
+			return
 		}
 		if len(v.Reasons) != 1 {
 			continue
 		}
-		if c := change(v); !found || c.Miss < best.Miss {
-			best, found = c, true
+		if s, miss := change(v); miss < least {
+			best, least, text = i, miss, s
 		}
 	}
-	return best, found
+	if best >= 0 {
+		r[best].Nearest = text
+	}
 }
 
 // Misses of what has no amount: a wait comes before another request, and that
@@ -47,26 +49,25 @@ var amounts = map[string]func(uint64) string{
 	"gpu-share": func(n uint64) string { return percent(int(n)) + " of a GPU" },
 }
 
-func change(v *task.Verdict) task.Change {
+// change says what would have to be different at a machine that one check stands
+// against, and by how much it is missed: 1 is as much again.
+func change(v *task.Verdict) (text string, miss float64) {
 	r := v.Reasons[0]
-	c := task.Change{Node: v.Node, Name: v.Name, Rule: r.Rule, Miss: otherMiss}
-	write := amounts[r.Rule]
+	write, condition := amounts[r.Rule], conditions[r.Rule]
 	switch {
 	case write != nil && r.Have > 0 && r.Need > r.Have:
-		c.Miss = float64(r.Need)/float64(r.Have) - 1
-		c.Text = fmt.Sprintf("with %s instead of %s it would fit on %s", write(r.Have), write(r.Need), v.Name)
+		text = fmt.Sprintf("with %s instead of %s it would fit on %s", write(r.Have), write(r.Need), v.Name)
 		if r.Ever {
-			c.Text += " now; as asked, it fits there at another time"
+			text += " now; as asked, it fits there at another time"
 		}
+		return text, float64(r.Need)/float64(r.Have) - 1
 	case r.Ever:
-		c.Miss = waitMiss
-		c.Text = fmt.Sprintf("it would fit on %s at another time: %s", v.Name, r.Text)
-	case slices.Contains([]string{"node", "labels", "arch", "os", "engines", "gpu-model"}, r.Rule):
-		c.Text = fmt.Sprintf("without the condition on %s it would fit on %s", conditions[r.Rule], v.Name)
+		return fmt.Sprintf("it would fit on %s at another time: %s", v.Name, r.Text), waitMiss
+	case condition != "":
+		return fmt.Sprintf("without the condition on %s it would fit on %s", condition, v.Name), otherMiss
 	default:
-		c.Text = fmt.Sprintf("it would fit on %s, but that it %s", v.Name, r.Text)
+		return fmt.Sprintf("it would fit on %s but for one thing: %s", v.Name, r.Text), otherMiss
 	}
-	return c
 }
 
 var conditions = map[string]string{

@@ -27,33 +27,36 @@ func TestNearest(t *testing.T) {
 		{"wait", spec(task.Needs{GPUs: 1}), []fleet.Node{machine(1), machine(2, l4, hold(0))}, "it would fit on node-2 at another time: needs 1 GPU; other runs hold 1 of 1"},
 		{"another model", spec(task.Needs{GPUModels: []string{"H100"}}), []fleet.Node{machine(1, l4)}, "without the condition on the model of the GPU it would fit on node-1"},
 		{"VRAM", spec(task.Needs{VRAM: 30 * g}), []fleet.Node{machine(1, l4)}, "with 24 GiB of VRAM instead of 30 GiB of VRAM it would fit on node-1"},
-		{"the owner's word", spec(task.Needs{}), []fleet.Node{machine(1, func(n *fleet.Node) { n.Owner = "ben" })}, "it would fit on node-1, but that it its owner ben has not granted anything to alice"},
+		{"the owner's word", spec(task.Needs{}), []fleet.Node{machine(1, func(n *fleet.Node) { n.Owner = "ben" })}, "it would fit on node-1 but for one thing: its owner ben has not granted anything to alice"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			c, ok := Nearest(Choose(tc.spec, alice, tc.nodes, noon))
-			if c.Text != tc.want || ok != (tc.want != "") {
-				t.Errorf("got %v %q, want %q", ok, c.Text, tc.want)
+			if v := nearestOf(Choose(tc.spec, alice, tc.nodes, noon)); v.Nearest != tc.want {
+				t.Errorf("got %q, want %q", v.Nearest, tc.want)
 			}
 		})
 	}
+}
+
+// nearestOf returns the verdict that names a change, or none.
+func nearestOf(r task.Ranking) task.Verdict {
+	for _, v := range r {
+		if v.Nearest != "" {
+			return v
+		}
+	}
+	return task.Verdict{}
 }
 
 // The change that is named makes the run fit.
 func TestNearestIsTrue(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		nodes, s := drawNodes(t), drawSpec(t)
-		c, ok := Nearest(Choose(s, alice, nodes, noon))
-		if !ok {
+		c := nearestOf(Choose(s, alice, nodes, noon))
+		if c.Nearest == "" {
 			return
 		}
-		lifted := *s
-		reason := task.Reason{}
-		for _, v := range Choose(s, alice, nodes, noon) {
-			if v.Node == c.Node {
-				reason = v.Reasons[0]
-			}
-		}
-		switch c.Rule {
+		lifted, reason := *s, c.Reasons[0]
+		switch reason.Rule {
 		case "cpu":
 			lifted.Needs.CPU = task.CPU(reason.Have)
 		case "memory":
@@ -72,7 +75,7 @@ func TestNearestIsTrue(t *testing.T) {
 		}
 		for _, v := range Choose(&lifted, alice, nodes, noon) {
 			if v.Node == c.Node && !v.Fits {
-				t.Fatalf("%q, and then: %v", c.Text, v.Reasons)
+				t.Fatalf("%q, and then: %v", c.Nearest, v.Reasons)
 			}
 		}
 	})

@@ -158,3 +158,19 @@ func TestBest(t *testing.T) {
 		}
 	}
 }
+
+func TestLead(t *testing.T) {
+	part := func(name string, points int) Part { return Part{Name: name, Points: points} }
+	a := Verdict{Name: "a", Fits: true, Score: 30, Parts: []Part{part("start", 20), part("path", 10)}}
+	b := Verdict{Name: "b", Fits: true, Score: 17, Parts: []Part{part("start", 20), part("path", 0), part("x", -3)}}
+	c := Verdict{Name: "c"}
+	for want, r := range map[string]Ranking{
+		"":                                 {a, c},
+		"a comes before b by 13: path +10": {a, b, c},
+		"b and b are equal; the lower id comes first": {b, b},
+	} {
+		if got := r.Lead(); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}

@@ -2,6 +2,7 @@ package task
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/balanceai/balance/mesh/identity"
 )
@@ -42,15 +43,10 @@ type Verdict struct {
 	Reasons []Reason    `cbor:"7,keyasint,omitempty" json:"reasons,omitempty"` // every check that fails
 	AgeMS   int64       `cbor:"8,keyasint,omitempty" json:"age_ms,omitempty"`  // of the facts about the machine; 0 for live or own
 	Devices []string    `cbor:"9,keyasint,omitempty" json:"devices,omitempty"` // GPUs that would be used, by UUID; the executor decides
-}
 
-// Change is what would have to be different for a run to fit on a machine.
-type Change struct {
-	Node identity.ID `json:"id"`
-	Name string      `json:"node"`
-	Rule string      `json:"rule"` // of the one [Reason] against it
-	Text string      `json:"text"` // for people
-	Miss float64     `json:"-"`    // how much it is missed by; 1 is as much again
+	// Nearest is where no machine fits the smallest change with which one would:
+	// at this machine, for people.
+	Nearest string `cbor:"10,keyasint,omitempty" json:"nearest,omitempty"`
 }
 
 // Ranking is every machine's verdict, the best first, those that do not fit
@@ -65,4 +61,30 @@ func (r Ranking) Best() Ranking {
 		}
 	}
 	return r
+}
+
+// Lead says for people by how much the best machine is before the next one, and
+// in which parts of the score. It is empty where there are not two that fit.
+func (r Ranking) Lead() string {
+	fit := r.Best()
+	if len(fit) < 2 {
+		return ""
+	}
+	a, b := fit[0], fit[1]
+	if a.Score == b.Score {
+		return fmt.Sprintf("%s and %s are equal; the lower id comes first", a.Name, b.Name)
+	}
+	var parts []string
+	for _, p := range a.Parts {
+		other := 0
+		for _, q := range b.Parts {
+			if q.Name == p.Name {
+				other = q.Points
+			}
+		}
+		if p.Points != other {
+			parts = append(parts, fmt.Sprintf("%s %+d", p.Name, p.Points-other))
+		}
+	}
+	return fmt.Sprintf("%s comes before %s by %d: %s", a.Name, b.Name, a.Score-b.Score, strings.Join(parts, ", "))
 }
