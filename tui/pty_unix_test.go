@@ -106,6 +106,8 @@ type child struct {
 	tty  *os.File
 	done chan error
 
+	before *term.State // of the terminal
+
 	mu  sync.Mutex
 	out strings.Builder
 }
@@ -114,13 +116,26 @@ func startChild(t testing.TB, mode string, w, h uint16) *child {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), "BALANCE_TUI_CHILD="+mode, "TERM=xterm-256color", "LC_ALL=C.UTF-8")
-	tty, err := pty.StartWithSize(cmd, &pty.Winsize{Cols: w, Rows: h})
+	tty, slave, err := pty.Open()
 	if err != nil && os.Getenv("BALANCE_REQUIRE") == "1" {
 		t.Fatalf("this test needs a pseudo-terminal: %v", err)
 	} else if err != nil {
 		t.Skipf("this test needs a pseudo-terminal: %v", err)
 	}
-	ch := &child{t: t, cmd: cmd, tty: tty, done: make(chan error, 1)}
+	defer slave.Close()
+	before, err := term.GetState(int(tty.Fd())) // before the program can change it
+	if err == nil {
+		err = pty.Setsize(tty, &pty.Winsize{Cols: w, Rows: h})
+	}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	ch := &child{t: t, cmd: cmd, tty: tty, before: before, done: make(chan error, 1)}
 	go func() { ch.done <- cmd.Wait() }()
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
@@ -210,10 +225,6 @@ func TestSignalsRestoreTheTerminal(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGHUP, syscall.SIGINT} {
 		t.Run(sig.String(), func(t *testing.T) {
 			ch := startChild(t, "still", 80, 24)
-			before, err := term.GetState(int(ch.tty.Fd()))
-			if err != nil {
-				t.Fatal(err)
-			}
 			ch.drain()
 			ch.see("athena")
 			if err := ch.cmd.Process.Signal(sig); err != nil {
@@ -223,8 +234,8 @@ func TestSignalsRestoreTheTerminal(t *testing.T) {
 				t.Errorf("exit: %v; %s", err, ch.tail())
 			}
 			ch.see("\x1b[?1049l")
-			if after, err := term.GetState(int(ch.tty.Fd())); err != nil || *after != *before {
-				t.Errorf("the terminal is %+v (%v), was %+v", after, err, before)
+			if after, err := term.GetState(int(ch.tty.Fd())); err != nil || *after != *ch.before {
+				t.Errorf("the terminal is %+v (%v), was %+v", after, err, ch.before)
 			}
 		})
 	}
@@ -234,10 +245,6 @@ func TestSignalsRestoreTheTerminal(t *testing.T) {
 // must end all the same, and set the terminal back.
 func TestStalledTerminal(t *testing.T) {
 	ch := startChild(t, "busy", 200, 60)
-	before, err := term.GetState(int(ch.tty.Fd()))
-	if err != nil {
-		t.Fatal(err)
-	}
 	time.Sleep(3 * time.Second) // until the buffer is full and the program writes no more
 	if err := ch.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
@@ -245,8 +252,8 @@ func TestStalledTerminal(t *testing.T) {
 	if err := ch.wait(giveUpAfter + 20*time.Second); err == nil {
 		t.Error("the program ended by itself: the terminal did not stall")
 	}
-	if after, err := term.GetState(int(ch.tty.Fd())); err != nil || *after != *before {
-		t.Errorf("the terminal is %+v (%v), was %+v", after, err, before)
+	if after, err := term.GetState(int(ch.tty.Fd())); err != nil || *after != *ch.before {
+		t.Errorf("the terminal is %+v (%v), was %+v", after, err, ch.before)
 	}
 }
 
