@@ -19,13 +19,10 @@ func (r *reader) grant(n *yaml.Node) (policy.Grant, bool) {
 	if len(r.problems) > before {
 		return g, false
 	}
-	switch {
-	case g.Owner == "":
+	if g.Owner == "" {
 		r.fail(n, `name a person, or "*" for everybody`, "owner is missing")
-	default:
-		if err := (policy.Terms{Others: []policy.Grant{g}}).Check(); err != nil {
-			r.fail(n, "", "%v", err)
-		}
+	} else if err := (policy.Terms{Others: []policy.Grant{g}}).Check(); err != nil {
+		r.fail(n, "", "%v", err)
 	}
 	return g, len(r.problems) == before
 }
