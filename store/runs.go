@@ -14,7 +14,7 @@ import (
 
 // runsVersion is raised when [task.Fold] or the table runs changes meaning: the
 // next Open then folds all runs anew.
-const runsVersion = 2
+const runsVersion = 3
 
 // RunFilter selects runs. Its zero value selects all.
 type RunFilter struct {

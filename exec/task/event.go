@@ -11,6 +11,7 @@ const (
 	EventStarted  = "started"  // the program runs
 	EventOutput   = "output"   // it wrote something
 	EventNote     = "note"     // something worth telling happened: output was dropped, a machine refused
+	EventReady    = "ready"    // of a rank: it could start, and waits for the others of its gang
 	EventFinished = "finished" // the run reached a final state
 
 	// EventRecord is between nodes alone: it carries ledger entries that became
@@ -36,6 +37,8 @@ type Event struct {
 	Time     time.Time `json:"time"`
 	Attempt  int       `json:"attempt,omitempty"`
 	Node     string    `json:"node,omitempty"`        // name of the machine
+	Rank     *int      `json:"rank,omitempty"`        // of a gang: whose event it is
+	Member   string    `json:"member,omitempty"`      // likewise: the run of that rank
 	Stream   string    `json:"stream,omitempty"`      // of output
 	Data     string    `json:"data,omitempty"`        // output that is UTF-8
 	Binary   []byte    `json:"data_base64,omitempty"` // output that is not
