@@ -114,6 +114,9 @@ func (s *Store) FindRun(ctx context.Context, prefix string) (string, error) {
 		if err != nil {
 			return "", err
 		}
+		if gang := found[0].Gang; gang != "" { // submitted for it, not by a person
+			return gang, nil
+		}
 		return found[0].ID, nil
 	}
 	if err := s.project(ctx); err != nil {

@@ -260,6 +260,9 @@ func (f *folder) wish(e *wire.Entry) {
 		}
 		if place.Node.IsZero() && len(place.Ranks) == 0 {
 			f.State, f.Finished, f.Reason = Unplaced, e.Time(), "no machine fits"
+			if f.gang {
+				f.Reason = "too few machines fit at one time"
+			}
 		}
 	case e.Kind == KindCancel && read(e, &cancel) && f.NodeID.IsZero() && !f.gang:
 		f.State, f.Finished, f.Reason = Cancelled, e.Time(), cancel.Reason
