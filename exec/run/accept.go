@@ -243,6 +243,9 @@ func (r *Runner) admit(x *live) []task.Reason {
 	if isolate.Stronger(x.level, r.cfg.Machine.Level()) {
 		return []task.Reason{task.Reasonf("isolation", "has no %s for the run: %s", x.level, r.cfg.Machine.Why)}
 	}
+	if reasons := x.apart(); len(reasons) > 0 {
+		return reasons
+	}
 	x.use = Use{Run: x.id, From: x.from, Needs: x.spec.Needs.Held(), Devices: grant.Devices, Since: r.cfg.Now()}
 	if _, err := wayOut(x.spec.Network, grant.Network, r.cfg.Log); err != nil {
 		return []task.Reason{task.Reasonf("network", "cannot let the run out: %v", err)}
