@@ -25,6 +25,10 @@ func (d *Dispatcher) Cancel(ctx context.Context, id string, force bool) error {
 	if err := r.wants(ctx, force); err != nil {
 		return fmt.Errorf("cancel run %s: %w", id, err)
 	}
+	if r.isGang() { // its driver ends the ranks
+		r.poke()
+		return nil
+	}
 	node, name := r.where()
 	err := r.tellCancel(ctx, d.cfg.Executor(node))
 	// An order that is under way is there in a moment.
