@@ -345,7 +345,12 @@ func (a *app) dryRun(ctx context.Context, spec task.Spec) error {
 	if err := a.print.answer(ranking, func(w io.Writer) error { return printRanking(w, ranking) }); err != nil {
 		return err
 	}
-	if len(ranking.Best()) == 0 {
+	want := 1
+	if spec.Gang != nil {
+		want = spec.Gang.Nodes
+		a.print.say("a gang of %d takes the first %d; %d fit", want, want, len(ranking.Best()))
+	}
+	if len(ranking.Best()) < want {
 		return exitError(exitNoFit)
 	}
 	return nil

@@ -240,11 +240,11 @@ func (r *Runner) admit(x *live) []task.Reason {
 		return reasons
 	}
 	x.grant, x.level, x.limits = grant, level(&x.spec, grant), bounds(&x.spec, grant)
-	if isolate.Stronger(x.level, r.cfg.Machine.Level()) {
-		return []task.Reason{task.Reasonf("isolation", "has no %s for the run: %s", x.level, r.cfg.Machine.Why)}
-	}
 	if reasons := x.apart(); len(reasons) > 0 {
 		return reasons
+	}
+	if isolate.Stronger(x.level, r.cfg.Machine.Level()) {
+		return []task.Reason{task.Reasonf("isolation", "has no %s for the run: %s", x.level, r.cfg.Machine.Why)}
 	}
 	x.use = Use{Run: x.id, From: x.from, Needs: x.spec.Needs.Held(), Devices: grant.Devices, Since: r.cfg.Now()}
 	if _, err := wayOut(x.spec.Network, grant.Network, r.cfg.Log); err != nil {
