@@ -9,8 +9,30 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"testing"
 	"time"
 )
+
+// Lines come whole, those of each rank and stream by themselves, and a line that
+// does not end is cut.
+func TestRankLines(t *testing.T) {
+	var r ranks
+	long := strings.Repeat("x", maxOpen)
+	var got strings.Builder
+	for _, part := range []struct {
+		rank         int
+		stream, text string
+	}{{0, "stdout", "one\ntw"}, {1, "stdout", "eins\n"}, {0, "stderr", "oops\n"}, {0, "stdout", "o\n"}, {1, "stdout", long}, {2, "stdout", "open"}} {
+		got.Write(r.lines(part.rank, part.stream, []byte(part.text)))
+	}
+	for rank := range 3 {
+		got.Write(r.rest(rank, "stdout"))
+	}
+	want := "[rank 0] one\n[rank 1] eins\n[rank 0] oops\n[rank 0] two\n[rank 1] " + long + "\n[rank 2] open\n"
+	if got.String() != want {
+		t.Errorf("got %.200q", got.String())
+	}
+}
 
 // elements is how many numbers the ranks of allreduce add up.
 const elements = 1 << 17

@@ -28,20 +28,14 @@ func rankOf(s task.Spec) task.Order {
 	return orderOf(id, s, 1)
 }
 
-// gangLab is a machine that takes ranks. The leader, elsewhere, answers each
-// connection with a line.
-func gangLab(t *testing.T) *lab {
-	l := newLab(t)
-	_ = l.Close()
-	l.cfg.Join = func(_ context.Context, node identity.ID, run string, c net.Conn) error {
-		if node != strangers.ID() || run != otherRank {
-			return errors.New("asked for another rank")
-		}
-		_, err := io.WriteString(c, "the leader\n")
-		return err
+// lead is the leader, on another machine: it answers each connection with a
+// line.
+func lead(_ context.Context, node identity.ID, run string, c net.Conn) error {
+	if node != strangers.ID() || run != otherRank {
+		return errors.New("asked for another rank")
 	}
-	l.open()
-	return l
+	_, err := io.WriteString(c, "the leader\n")
+	return err
 }
 
 func isReady(r *result) bool { return has(r, task.EventReady) }
@@ -50,10 +44,26 @@ func has(r *result, kind string) bool {
 	return slices.ContainsFunc(r.events, func(e *task.Event) bool { return e.Type == kind })
 }
 
+// A rank whose port is taken says so, and holds nobody up.
+func TestRankWithoutItsPort(t *testing.T) {
+	l := newLab(t)
+	ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	s, id := spec("true"), task.NewID()
+	s.Member = &task.Member{Gang: id, Runs: []string{id}, Nodes: []identity.ID{nodeKey.ID()}, Port: ln.Addr().(*net.TCPAddr).Port}
+	r := l.run(orderOf(id, s, 1))
+	if r.account.State != task.Failed || !strings.Contains(r.account.Reason, "address already in use") {
+		t.Errorf("account %+v", r.account)
+	}
+}
+
 // A rank that could start says so and waits; then it knows who it is and meets
 // the others on loopback.
 func TestRank(t *testing.T) {
-	l := gangLab(t)
+	l := newLab(t)
 	o := rankOf(spec("bash", "-c", `echo $RANK of $WORLD_SIZE, $BALANCE_RANK of $BALANCE_SIZE, $LOCAL_RANK of $LOCAL_WORLD_SIZE, $BALANCE_GANG
 [ $BALANCE_HOSTS = $BALANCE_LEADER,127.0.0.1:$BALANCE_PORT ] && [ $BALANCE_LEADER = $MASTER_ADDR:$MASTER_PORT ] && echo agreed
 cat < /dev/tcp/$MASTER_ADDR/$MASTER_PORT`))
@@ -75,7 +85,7 @@ cat < /dev/tcp/$MASTER_ADDR/$MASTER_PORT`))
 // The gang's machines reach a rank, also after its node was started again, and
 // nobody else does.
 func TestRankIsReached(t *testing.T) {
-	l := gangLab(t)
+	l := newLab(t)
 	o := rankOf(bad("echo"))
 	w := l.start(o)
 	w.until("readiness", isReady)
@@ -94,7 +104,10 @@ func TestRankIsReached(t *testing.T) {
 	if err := l.Cancel(t.Context(), o.Run, true); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "its end", func() bool { _, err := l.Dial(t.Context(), o.Run, strangers.ID()); return errors.Is(err, task.ErrNoRun) })
+	eventually(t, "its end", func() bool {
+		_, err := l.Dial(t.Context(), o.Run, strangers.ID())
+		return errors.Is(err, task.ErrNoRun)
+	})
 }
 
 // echo has the rank say something back to the leader's machine.
@@ -129,7 +142,7 @@ func TestRankIsRefused(t *testing.T) {
 		}, "not the machine of rank 0"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := gangLab(t)
+			l := newLab(t)
 			o := rankOf(spec("true"))
 			tc.change(l, &o)
 			err := l.Start(t.Context(), o, func(*task.Event) error { return nil })
@@ -138,21 +151,5 @@ func TestRankIsRefused(t *testing.T) {
 				t.Errorf("got %v", err)
 			}
 		})
-	}
-}
-
-// A rank whose port is taken says so, and holds nobody up.
-func TestRankWithoutItsPort(t *testing.T) {
-	l := gangLab(t)
-	ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	s, id := spec("true"), task.NewID()
-	s.Member = &task.Member{Gang: id, Runs: []string{id}, Nodes: []identity.ID{nodeKey.ID()}, Port: ln.Addr().(*net.TCPAddr).Port}
-	r := l.run(orderOf(id, s, 1))
-	if r.account.State != task.Failed || !strings.Contains(r.account.Reason, "address already in use") {
-		t.Errorf("account %+v", r.account)
 	}
 }
