@@ -25,11 +25,11 @@ func (d *Dispatcher) Cancel(ctx context.Context, id string, force bool) error {
 	if err := r.wants(ctx, force); err != nil {
 		return fmt.Errorf("cancel run %s: %w", id, err)
 	}
-	if r.isGang() { // its driver ends the ranks
+	node, name := r.where()
+	if node.IsZero() { // a gang, whose driver ends the ranks, or a run that none has taken
 		r.poke()
 		return nil
 	}
-	node, name := r.where()
 	err := r.tellCancel(ctx, d.cfg.Executor(node))
 	// An order that is under way is there in a moment.
 	for range 20 {

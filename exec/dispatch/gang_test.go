@@ -225,3 +225,30 @@ func TestGangResumes(t *testing.T) {
 		t.Errorf("last event %+v", last)
 	}
 }
+
+// Wherever its dispatcher is killed, a gang comes to its end: each rank is started
+// once, and what it says is shown once.
+func TestGangKilledAtEachStep(t *testing.T) {
+	for _, late := range []bool{false, true} {
+		for step := 1; ; step++ {
+			survived := killAt(t, gangOf(3), step, late, func(l *lab) { l.inGang((*machine).all) }, nil, func(l *lab, run, where string) {
+				events := l.end(run)
+				if last := events[len(events)-1]; last.State != task.Succeeded {
+					t.Errorf("%s: %+v", where, last)
+				}
+				if got := ranksOf(events, task.EventOutput); !slices.Equal(got, []int{0, 0, 0, 1, 1, 1, 2, 2, 2}) {
+					t.Errorf("%s: output of %v", where, got)
+				}
+				for rank, id := range l.status(run).Ranks {
+					if n := l.hydra.count(id) + l.io.count(id) + l.juno.count(id); n != 1 {
+						t.Errorf("%s: %d starts of rank %d", where, n, rank)
+					}
+				}
+			})
+			if survived {
+				t.Logf("%d steps", step-1)
+				break
+			}
+		}
+	}
+}
