@@ -14,7 +14,7 @@ import (
 
 // runsVersion is raised when [task.Fold] or the table runs changes meaning: the
 // next Open then folds all runs anew.
-const runsVersion = 2
+const runsVersion = 3
 
 // RunFilter selects runs. Its zero value selects all.
 type RunFilter struct {
@@ -113,6 +113,9 @@ func (s *Store) FindRun(ctx context.Context, prefix string) (string, error) {
 		}
 		if err != nil {
 			return "", err
+		}
+		if gang := found[0].Gang; gang != "" { // submitted for it, not by a person
+			return gang, nil
 		}
 		return found[0].ID, nil
 	}

@@ -89,6 +89,7 @@ func (p *peerAPI) serve(ctx context.Context, group *errgroup.Group, ln net.Liste
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/v1/runs/", tasks.Handler())
+	mux.HandleFunc("POST /v1/runs/{id}/rank", p.rank)
 	mux.Handle("/v1/blobs/", tasks.Handler())
 	mux.Handle("/v1/ledger/", p.replica.Handler())
 	mux.HandleFunc("GET /v1/samples", p.samples)

@@ -48,6 +48,7 @@ type draft struct {
 	detach    bool
 	retry     task.Retry
 	lease     time.Duration
+	gang      *task.Gang // one program on several machines; its Nodes are 0 for the manifest's
 }
 
 // compile makes the spec of a draft and puts its inputs into the blob store,
@@ -96,6 +97,16 @@ func (a *app) outline(d *draft) (task.Spec, []agent.Source, error) {
 	spec.Node = cmp.Or(d.node, spec.Node)
 	if len(d.prefer) > 0 {
 		spec.Prefer = d.prefer
+	}
+	if g := d.gang; g != nil {
+		own := task.Gang{}
+		if spec.Gang != nil {
+			own = *spec.Gang
+		}
+		spec.Gang = &task.Gang{Nodes: cmp.Or(g.Nodes, own.Nodes), Port: cmp.Or(g.Port, own.Port)}
+	}
+	if spec.Gang != nil {
+		spec.Stdin, d.stdin = false, false // whose would it be?
 	}
 	spec.Stdin = (spec.Stdin || d.stdin) && !d.detach && !d.noStdin
 	spec.Detached = d.detach
@@ -225,6 +236,8 @@ func draftFlags(f *pflag.FlagSet, d *draft) {
 	f.IntVar(&d.limits.PIDs, "pids-limit", 0, "most processes and threads")
 	f.Var(unit[task.Bytes]{&d.limits.Disk, task.ParseBytes, "bytes"}, "disk-limit", "most that it writes into its folders")
 	f.StringSliceVar(&d.network, "network", nil, "host that it may reach out of a sandbox, like example.org, *.example.org or example.org:8443; repeatable")
+	f.Var(gangNodes{&d.gang}, "gang", "one program on this many machines, each with a rank: all start together or none does")
+	f.Var(gangPort{&d.gang}, "gang-port", "with --gang: the port of loopback at which each rank listens for the others (default: a free one)")
 	f.StringVar(&d.isolation, "isolation", "", "process or sandbox; as the machine's owner wants if not given, or more")
 	f.StringToStringVarP(&d.env, "env", "e", nil, "environment variable, NAME=VALUE")
 	f.VarP(sources{&d.inputs}, "input", "i", "file or folder to take along, PATH or PATH:NAME")
@@ -332,7 +345,12 @@ func (a *app) dryRun(ctx context.Context, spec task.Spec) error {
 	if err := a.print.answer(ranking, func(w io.Writer) error { return printRanking(w, ranking) }); err != nil {
 		return err
 	}
-	if len(ranking.Best()) == 0 {
+	want := 1
+	if spec.Gang != nil {
+		want = spec.Gang.Nodes
+		a.print.say("a gang of %d takes the first %d; %d fit", want, want, len(ranking.Best()))
+	}
+	if len(ranking.Best()) < want {
 		return exitError(exitNoFit)
 	}
 	return nil
@@ -398,6 +416,9 @@ type follower struct {
 	out      string // folder of the outputs; empty: by name
 	attached bool   // Ctrl-C stops the run, and the outputs are written
 	stdin    bool
+
+	ranks   ranks // of a gang: its output
+	brought []rankOutputs
 
 	last uint64 // number of the last event seen
 	lost bool
@@ -545,12 +566,13 @@ func (f *follower) event(ctx context.Context, e task.Event) error {
 		if f.print.json {
 			return nil
 		}
-		w := f.print.out
-		if e.Stream == task.Stderr {
-			w = f.print.err
+		if e.Rank != nil {
+			return f.rankOutput(&e)
 		}
-		_, err := w.Write(e.Output())
+		_, err := f.streamOf(e.Stream).Write(e.Output())
 		return err
+	case task.EventEnded:
+		return f.rankEnded(&e)
 	case task.EventPlaced:
 		f.chat("%s on %s", e.Run, e.Node)
 	case task.EventNote:
@@ -588,14 +610,20 @@ func (f *follower) sendStdin(ctx context.Context) {
 // finish writes the output files and returns the run's exit code as an error.
 func (f *follower) finish(ctx context.Context) error {
 	e := f.ending()
-	if f.attached && e.Outputs != "" {
-		dir := f.out
-		if dir == "" {
-			dir = fmt.Sprintf("%s-%s", f.name, strings.TrimPrefix(f.id(), "r-")[:6])
-		}
+	if !f.attached {
+		return f.ended(e)
+	}
+	dir := f.out
+	if dir == "" {
+		dir = fmt.Sprintf("%s-%s", f.name, strings.TrimPrefix(f.id(), "r-")[:6])
+	}
+	if e.Outputs != "" {
 		if err := f.writeOutputs(ctx, e.Outputs, dir); err != nil {
 			return err
 		}
+	}
+	if err := f.writeRanks(ctx, dir); err != nil {
+		return err
 	}
 	return f.ended(e)
 }

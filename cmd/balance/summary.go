@@ -72,6 +72,9 @@ var summaries = map[string]summarizer{
 		return title(task.Status{Agent: r.Spec.Agent, Command: r.Spec.Command})
 	}),
 	task.KindPlace: as(func(r task.Place, _ func(identity.ID) string) string {
+		if len(r.Ranks) > 0 {
+			return fmt.Sprintf("attempt %d: %d ranks, on %s", r.Attempt, len(r.Ranks), r.Name)
+		}
 		if r.Node.IsZero() {
 			return fmt.Sprintf("attempt %d: no machine fits", r.Attempt)
 		}

@@ -96,6 +96,9 @@ func title(r task.Status) string {
 	if r.Agent != "" {
 		text = r.Agent + ": " + text
 	}
+	if r.Rank != nil {
+		text = fmt.Sprintf("[rank %d] %s", *r.Rank, text)
+	}
 	if line, _, cut := strings.Cut(text, "\n"); cut {
 		text = line + " …"
 	}
@@ -154,6 +157,7 @@ type logPrinter struct {
 	*app
 	stamps bool
 	since  time.Time       // what was written before is not printed
+	ranks  ranks           // of a gang
 	skip   int             // lines not to print
 	fresh  map[string]bool // streams that are at the start of a line
 }
@@ -184,6 +188,10 @@ func (l *logPrinter) print(ctx context.Context, run string, follow bool) error {
 			f.last = e.Seq
 			return nil
 		}
+		if e.Type == task.EventEnded && !l.app.print.json {
+			f.last = e.Seq
+			return l.rankEnded(e)
+		}
 		if e.Type != task.EventOutput || l.app.print.json {
 			return f.event(ctx, e)
 		}
@@ -202,13 +210,30 @@ func (l *logPrinter) print(ctx context.Context, run string, follow bool) error {
 	return f.goOn(ctx, err)
 }
 
+// rankEnded prints what a rank has left without the end of a line.
+func (l *logPrinter) rankEnded(e task.Event) error {
+	for _, stream := range []string{task.Stdout, task.Stderr} {
+		if text := l.ranks.rest(*e.Rank, stream); len(text) > 0 {
+			rest := task.Event{Type: task.EventOutput, Time: e.Time, Stream: stream, Data: string(text)}
+			if err := l.output(rest); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // output prints the lines of an event that are not skipped.
 func (l *logPrinter) output(e task.Event) error {
 	w := l.app.print.out
 	if e.Stream == task.Stderr {
 		w = l.app.print.err
 	}
-	for line := range strings.Lines(string(e.Output())) {
+	out := e.Output()
+	if e.Rank != nil {
+		out = l.ranks.lines(*e.Rank, e.Stream, out)
+	}
+	for line := range strings.Lines(string(out)) {
 		if l.skip > 0 {
 			if strings.HasSuffix(line, "\n") {
 				l.skip--
@@ -345,6 +370,12 @@ func printRun(w io.Writer, r *inspectReply) error {
 		line("agent", "%s", r.Agent)
 	}
 	line("machine", "%s, attempt %d", cmp.Or(r.Node, "none"), r.Attempt)
+	if r.Rank != nil {
+		line("gang", "rank %d of %s", *r.Rank, r.Gang)
+	}
+	for i, rank := range r.Ranks {
+		line(fmt.Sprintf("rank %d", i), "%s", rank)
+	}
 	if s := r.Spec; s != nil && s.LeaseLength() > 0 {
 		line("retry", "%s, with a lease of %s", s.Retry, task.FormatDuration(s.LeaseLength()))
 	}
@@ -356,8 +387,11 @@ func printRun(w io.Writer, r *inspectReply) error {
 		line("used", "%v of CPU time, %v of memory at most, %v of output", time.Duration(u.CPUMS)*time.Millisecond, u.MaxRSS, u.Output)
 	}
 	signed := "the submitter's signature is missing"
-	if r.Receipt {
+	switch {
+	case r.Receipt:
 		signed = "signed by both"
+	case len(r.Ranks) > 0:
+		signed = "each rank has its own"
 	}
 	line("receipt", "%s", signed)
 	fmt.Fprintln(w)

@@ -303,6 +303,9 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 			}
 			return client(from).Blob(ctx, b, offset)
 		},
+		Join: func(ctx context.Context, node identity.ID, run string, c net.Conn) error {
+			return joinRank(ctx, peers, node, run, c)
+		},
 	})
 	if err != nil {
 		return err

@@ -26,6 +26,7 @@
 //	place: {node: hydra,          # only there
 //	        prefer: [quiet]}      # or: rather where the owner has given this label
 //	models: {llm: llama3.2}       # that it asks; a list of names will do
+//	gang: {nodes: 4, port: 29500} # one program on several machines, which start together
 //	stdin: true                   # standard input follows
 //	idempotent: true              # running it twice does no harm: detached, it is retried on loss
 //	retry: on-loss                # or never, whatever idempotent says
@@ -56,7 +57,7 @@ const FileName = "agent.yaml"
 const maxInputs = 256
 
 // later are the keys of manifests that a version to come understands.
-var later = []string{"gang", "parameters", "secrets", "serve", "tools"}
+var later = []string{"parameters", "secrets", "serve", "tools"}
 
 // Manifest is an agent that can be run.
 type Manifest struct {
@@ -160,6 +161,7 @@ func (r *reader) manifest(root *yaml.Node, m *Manifest) {
 				"prefer": words(r, &s.Prefer, "a label", checkLabel),
 			})
 		},
+		"gang":       r.gang(&s.Gang),
 		"stdin":      value(r, &s.Stdin, "true or false", parseBool),
 		"idempotent": value(r, &m.Idempotent, "true or false", parseBool),
 		"retry":      value(r, &s.Retry, "never or on-loss", task.ParseRetry),
@@ -173,6 +175,22 @@ func (r *reader) manifest(root *yaml.Node, m *Manifest) {
 	has := r.mapping(root, fields, later...)
 	if root.Kind == yaml.MappingNode {
 		r.complete(root, has, m)
+	}
+}
+
+// gang reads on how many machines the agent runs at once.
+func (r *reader) gang(to **task.Gang) field {
+	return func(n *yaml.Node) {
+		var g task.Gang
+		has := r.mapping(n, map[string]field{
+			"nodes": value(r, &g.Nodes, "a number of machines", strconv.Atoi),
+			"port":  value(r, &g.Port, "a port", strconv.Atoi),
+		})
+		if n.Kind == yaml.MappingNode && has["nodes"] == 0 {
+			r.fail(n, "such as gang: {nodes: 4}", "nodes is missing")
+			return
+		}
+		*to = &g
 	}
 }
 

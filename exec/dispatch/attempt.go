@@ -46,14 +46,17 @@ func tooLong(v task.Verdict) bool {
 // submit writes the run and the first choice into the ledger, at once.
 func (r *run) submit(ctx context.Context) error {
 	r.d.learn(r.spec.Needs)
+	wish := task.Draft{Topic: r.id, Kind: task.KindSubmit, Record: task.Submit{Spec: r.spec}}
+	if r.isGang() { // its driver chooses
+		return r.writeLocked(ctx, wish)
+	}
 	choice, err := r.choose()
 	if err != nil {
 		return err
 	}
 	r.mine = []*wire.Entry{} // until now
 	r.placed = choice
-	return r.writeLocked(ctx,
-		task.Draft{Topic: r.id, Kind: task.KindSubmit, Record: task.Submit{Spec: r.spec}},
+	return r.writeLocked(ctx, wish,
 		task.Draft{Topic: r.id, Kind: task.KindPlace, Record: choice})
 }
 

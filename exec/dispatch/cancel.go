@@ -26,6 +26,10 @@ func (d *Dispatcher) Cancel(ctx context.Context, id string, force bool) error {
 		return fmt.Errorf("cancel run %s: %w", id, err)
 	}
 	node, name := r.where()
+	if node.IsZero() { // a gang, whose driver ends the ranks, or a run that none has taken
+		r.poke()
+		return nil
+	}
 	err := r.tellCancel(ctx, d.cfg.Executor(node))
 	// An order that is under way is there in a moment.
 	for range 20 {

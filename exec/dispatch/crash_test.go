@@ -84,6 +84,10 @@ func (e doomedExecutor) Cancel(ctx context.Context, run string, force bool) erro
 	return e.step(func() error { return e.Executor.Cancel(ctx, run, force) })
 }
 
+func (e doomedExecutor) Go(ctx context.Context, run string) error {
+	return e.step(func() error { return e.Executor.Go(ctx, run) })
+}
+
 func (e doomedExecutor) Settle(ctx context.Context, run string, entries []*wire.Entry) error {
 	return e.step(func() error { return e.Executor.Settle(ctx, run, entries) })
 }
@@ -149,7 +153,7 @@ func TestKilledAtEachStep(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			for _, late := range []bool{false, true} {
 				for step := 1; ; step++ {
-					survived := killAt(t, step, late, tc.setup, tc.act, func(l *lab, run, where string) {
+					survived := killAt(t, bare(), step, late, tc.setup, tc.act, func(l *lab, run, where string) {
 						if got := brief(l.end(run)); got != tc.want {
 							t.Errorf("%s: got %s", where, got)
 						}
@@ -185,7 +189,7 @@ func TestKilledAtEachStep(t *testing.T) {
 
 // killAt runs a run, kills its dispatcher at a step, starts another one, and
 // checks what came of it. It reports whether the run ended before the step.
-func killAt(t *testing.T, step int, late bool, setup func(*lab), act func(*testing.T, *lab, string), check func(l *lab, run, where string)) (survived bool) {
+func killAt(t *testing.T, spec task.Spec, step int, late bool, setup func(*lab), act func(*testing.T, *lab, string), check func(l *lab, run, where string)) (survived bool) {
 	t.Helper()
 	l := newLab(t)
 	setup(l)
@@ -196,7 +200,7 @@ func killAt(t *testing.T, step int, late bool, setup func(*lab), act func(*testi
 	l.cfg.Ledger = doomedLedger{death, l.ledger}
 	l.cfg.Executor = func(id identity.ID) Executor { return doomedExecutor{death, l.byID[id]} }
 	l.up()
-	run, err := l.d.Submit(t.Context(), bare())
+	run, err := l.d.Submit(t.Context(), spec)
 	if errors.Is(err, errDead) { // did it get into the ledger?
 		l.ledger.mu.Lock()
 		for topic := range l.ledger.topics {

@@ -58,6 +58,8 @@ type Executor interface {
 	// ends. *[task.OffsetError] tells another offset to send from.
 	Stdin(ctx context.Context, run string, offset int64, in io.Reader) error
 	Cancel(ctx context.Context, run string, force bool) error
+	// Go lets a rank of a gang start.
+	Go(ctx context.Context, run string) error
 	// Renew keeps the lease of an attempt; see package lease.
 	Renew(ctx context.Context, run string, attempt int, seen uint64) (next uint64, err error)
 	// Settle hands over the submitter's entries at the end.
@@ -104,6 +106,7 @@ type times struct {
 	retryMin time.Duration // before the second request of a kind, then doubled
 	retryMax time.Duration
 	lost     time.Duration // between requests to a machine that is out of reach
+	gang     time.Duration // before a gang is tried again, then doubled
 }
 
 // Dispatcher dispatches this node's runs. It is safe for concurrent use.
@@ -150,7 +153,7 @@ func New(cfg Config) (*Dispatcher, error) {
 	return &Dispatcher{
 		cfg:   cfg,
 		spare: journals,
-		times: times{connect: 2 * time.Second, retryMin: 100 * time.Millisecond, retryMax: 5 * time.Second, lost: time.Minute},
+		times: times{connect: 2 * time.Second, retryMin: 100 * time.Millisecond, retryMax: 5 * time.Second, lost: time.Minute, gang: time.Second},
 		runs:  map[string]*run{},
 		index: place.NewIndex(place.NewWorkload(nil)),
 	}, nil
@@ -197,20 +200,28 @@ func (d *Dispatcher) Submit(ctx context.Context, spec task.Spec) (string, error)
 		return "", err
 	}
 	id := task.NewID()
+	if err := d.submitAs(ctx, id, spec); err != nil {
+		return "", err
+	}
+	return id, nil
+}
+
+// submitAs submits a run under an id.
+func (d *Dispatcher) submitAs(ctx context.Context, id string, spec task.Spec) error {
 	if err := d.spare.Take(d.path(id)); err != nil {
-		return "", fmt.Errorf("submit: %w", err)
+		return fmt.Errorf("submit: %w", err)
 	}
 	r, err := d.newRun(id, spec)
 	if err != nil {
-		return "", fmt.Errorf("submit: %w", err)
+		return fmt.Errorf("submit: %w", err)
 	}
 	if err := r.submit(ctx); err != nil {
 		_ = r.journal.Close()
 		os.Remove(d.path(r.id))
-		return "", fmt.Errorf("submit: %w", err)
+		return fmt.Errorf("submit: %w", err)
 	}
 	d.drive(r)
-	return r.id, nil
+	return nil
 }
 
 // Plan returns what [Dispatcher.Submit] would choose from.
@@ -231,7 +242,7 @@ func (d *Dispatcher) check(spec *task.Spec) error {
 	if closed {
 		return ErrClosed
 	}
-	if err := spec.Check(); err != nil {
+	if err := errors.Join(spec.Check(), spec.CheckGang()); err != nil {
 		return err
 	}
 	if spec.Node == "" {

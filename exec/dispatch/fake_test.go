@@ -150,6 +150,7 @@ type machine struct {
 	name   string
 	ledger *memLedger
 	script func(m *machine, run string) // what a started run does at once; nil: all of it
+	went   func(m *machine, run string) // what a rank does when it may start
 
 	mu       sync.Mutex
 	changed  chan struct{}
@@ -172,6 +173,7 @@ type machineRun struct {
 	slow     int // bytes of input after which the connection breaks; 0: never
 	finished bool
 	cancels  []bool
+	release  sync.Once
 }
 
 func newMachine(n byte, name string) *machine {
@@ -382,6 +384,27 @@ func (m *machine) Cancel(ctx context.Context, run string, force bool) error {
 		m.finish(run, task.Finished{State: task.Cancelled, ExitCode: 143, Reason: "cancelled"})
 	}
 	return nil
+}
+
+// Go is what a rank waits for that has said [machine.ready].
+func (m *machine) Go(ctx context.Context, run string) error {
+	if err := m.reach(ctx); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	r := m.runs[run]
+	m.mu.Unlock()
+	if r == nil {
+		return task.ErrNoRun
+	}
+	r.release.Do(func() { m.went(m, run) })
+	return nil
+}
+
+// ready is a rank that waits for the others.
+func (m *machine) ready(run string) {
+	attempt := m.attempt(run)
+	m.emit(run, task.Event{Type: task.EventReady}, task.Draft{Kind: task.KindAccepted, Record: task.Accepted{Attempt: attempt}})
 }
 
 func (m *machine) Renew(ctx context.Context, run string, attempt int, seen uint64) (uint64, error) {

@@ -80,6 +80,9 @@ func (r *run) remember(ctx context.Context, entries []*wire.Entry) error {
 		return task.ErrNoRun
 	}
 	r.room = journalRoom(&r.spec)
+	if r.isGang() {
+		return nil
+	}
 	if r.placed.Attempt == 0 {
 		return r.placeAgain(ctx)
 	}

@@ -103,7 +103,11 @@ func (r *run) nodeIs(id identity.ID, down bool) {
 // drive is the driver: it brings the run to its end, and its end to the machine.
 func (r *run) drive(ctx context.Context) {
 	var err error
-	if !r.journal.Finished() {
+	switch {
+	case r.journal.Finished():
+	case r.isGang():
+		err = r.bringGang(ctx)
+	default:
 		err = r.bring(ctx)
 	}
 	r.begun()

@@ -195,6 +195,7 @@ func (r *run) check(from task.Place, entries []*wire.Entry) error {
 func (r *run) show(e *task.Event) error {
 	out := task.Event{Type: e.Type, Time: e.Time, Source: e.Seq}
 	switch e.Type {
+	case task.EventReady:
 	case task.EventStarted:
 		out.State = task.Running
 	case task.EventOutput:

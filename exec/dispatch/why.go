@@ -111,7 +111,7 @@ func sentence(a Attempt) string {
 			texts[i] = r.Text
 		}
 		if v.Fits {
-			texts = []string{"was not asked any more"}
+			texts = []string{"fits, and was not asked any more"}
 		}
 		parts = append(parts, v.Name+" "+strings.Join(texts, ", "))
 	}

@@ -76,6 +76,11 @@ func (c *Client) Cancel(ctx context.Context, run string, force bool) error {
 	return c.simple(ctx, &call{patience: c.silence}, http.MethodPost, path, nil)
 }
 
+// Go implements [Runner].
+func (c *Client) Go(ctx context.Context, run string) error {
+	return c.simple(ctx, &call{patience: c.silence}, http.MethodPost, runPath(run, "/go"), nil)
+}
+
 // Renew implements [Runner].
 func (c *Client) Renew(ctx context.Context, run string, attempt int, seen uint64) (uint64, error) {
 	k := &call{patience: c.silence}

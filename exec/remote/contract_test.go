@@ -261,6 +261,18 @@ func testRunner(t *testing.T, connect func(*testing.T, *fake) Runner) {
 		}
 	})
 
+	t.Run("go", func(t *testing.T) {
+		f := newFake()
+		f.happen(run1)
+		r := connect(t, f)
+		if err := r.Go(t.Context(), run1); err != nil || !f.runs[run1].went {
+			t.Errorf("%v, went %v", err, f.runs[run1].went)
+		}
+		if err := r.Go(t.Context(), "r-zzzzzzzzzzzzzzzz"); !errors.Is(err, task.ErrNoRun) {
+			t.Errorf("a run that is not there: %v", err)
+		}
+	})
+
 	t.Run("cancel and settle", func(t *testing.T) {
 		f := newFake()
 		f.happen(run1)

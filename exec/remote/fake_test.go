@@ -32,6 +32,7 @@ type fakeRun struct {
 	stdin    bytes.Buffer
 	eof      bool
 	cancels  []bool
+	went     bool
 	settled  []*wire.Entry
 	finished bool
 }
@@ -151,6 +152,16 @@ func (f *fake) Stdin(_ context.Context, run string, offset int64, in io.Reader) 
 			return err
 		}
 	}
+}
+
+func (f *fake) Go(_ context.Context, run string) error {
+	err := task.ErrNoRun
+	f.update(func() {
+		if r := f.runs[run]; r != nil {
+			r.went, err = true, nil
+		}
+	})
+	return err
 }
 
 func (f *fake) Renew(_ context.Context, run string, attempt int, seen uint64) (uint64, error) {

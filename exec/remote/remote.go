@@ -8,6 +8,7 @@
 //	GET  /v1/runs/{id}/events?after=n   the stream from there on
 //	POST /v1/runs/{id}/stdin?offset=n   standard input as the body; its end is the end of input
 //	POST /v1/runs/{id}/cancel?force=1   ends the run; force gives it no time
+//	POST /v1/runs/{id}/go               a rank of a gang may start: all are there
 //	POST /v1/runs/{id}/renew?attempt=n&seen=m   the submitter is there; see [lease.Holder.Renew]
 //	POST /v1/runs/{id}/settle           the submitter's last entries
 //	GET  /v1/blobs/{sha256}             a file by content; Range resumes
@@ -49,6 +50,8 @@ type Runner interface {
 	// Stdin gives the run its standard input from a byte offset on.
 	Stdin(ctx context.Context, run string, offset int64, in io.Reader) error
 	Cancel(ctx context.Context, run string, force bool) error
+	// Go lets a rank start, as all of its gang are there.
+	Go(ctx context.Context, run string) error
 	// Renew tells that who dispatches the run is there, and has seen a stamp.
 	Renew(ctx context.Context, run string, attempt int, seen uint64) (next uint64, err error)
 	Settle(ctx context.Context, run string, entries []*wire.Entry) error

@@ -46,6 +46,7 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("GET /v1/runs/{id}/events", s.own(s.follow))
 	mux.HandleFunc("POST /v1/runs/{id}/stdin", s.own(s.stdin))
 	mux.HandleFunc("POST /v1/runs/{id}/cancel", s.own(s.cancel))
+	mux.HandleFunc("POST /v1/runs/{id}/go", s.own(s.release))
 	mux.HandleFunc("POST /v1/runs/{id}/renew", s.own(s.renew))
 	mux.HandleFunc("POST /v1/runs/{id}/settle", s.own(s.settle))
 	mux.HandleFunc("GET /v1/blobs/{hash}", s.blob)
@@ -116,6 +117,12 @@ func (s *Server) stdin(w http.ResponseWriter, r *http.Request, run string) {
 
 func (s *Server) cancel(w http.ResponseWriter, r *http.Request, run string) {
 	if err := s.Runner.Cancel(r.Context(), run, r.URL.Query().Get("force") == "1"); err != nil {
+		fail(w, err)
+	}
+}
+
+func (s *Server) release(w http.ResponseWriter, r *http.Request, run string) {
+	if err := s.Runner.Go(r.Context(), run); err != nil {
 		fail(w, err)
 	}
 }

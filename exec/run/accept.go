@@ -240,6 +240,9 @@ func (r *Runner) admit(x *live) []task.Reason {
 		return reasons
 	}
 	x.grant, x.level, x.limits = grant, level(&x.spec, grant), bounds(&x.spec, grant)
+	if reasons := x.apart(); len(reasons) > 0 {
+		return reasons
+	}
 	if isolate.Stronger(x.level, r.cfg.Machine.Level()) {
 		return []task.Reason{task.Reasonf("isolation", "has no %s for the run: %s", x.level, r.cfg.Machine.Why)}
 	}

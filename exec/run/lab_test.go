@@ -204,6 +204,7 @@ func newLab(t testing.TB) *lab {
 			}
 			return l.fetch(ctx, h, offset)
 		},
+		Join: lead,
 	}
 	l.open()
 	return l

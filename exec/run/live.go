@@ -56,10 +56,13 @@ type live struct {
 
 	endpoint map[string]string // variables that tell of its models; of the run's goroutine
 
+	word chan struct{} // closed when its gang may start; with mu
+
 	cancel context.CancelCauseFunc // of the context of its goroutine, with an *end
 
 	mu     sync.Mutex
 	watch  *supervise.Watch // on its supervisor; nil before and after
+	rally  *rally           // with the others of its gang; nil where it is in none; written by the run's goroutine alone
 	asked  *end             // to be told to it; the first one counts
 	force  bool             // likewise
 	paused bool             // the run is held still
@@ -88,7 +91,7 @@ func newLive(r *Runner, id string) (*live, context.Context) {
 	return &live{
 		r: r, id: id, dir: r.folder(id), cancel: cancel,
 		ready: make(chan struct{}), begun: make(chan struct{}), over: make(chan struct{}),
-		held: make(chan struct{}), gone: make(chan struct{}),
+		held: make(chan struct{}), gone: make(chan struct{}), word: make(chan struct{}),
 	}, ctx
 }
 
@@ -126,6 +129,7 @@ func (x *live) run(ctx context.Context) {
 
 // close ends the run, or leaves it to a later life.
 func (x *live) close(fin task.Finished, err error) {
+	defer x.rally.close()
 	defer close(x.over)
 	if errors.Is(err, errLeft) {
 		x.leave()
@@ -156,6 +160,9 @@ func (x *live) execute(ctx context.Context) (task.Finished, error) {
 		return fin, fmt.Errorf("inputs: %w", err)
 	}
 	if err := x.await(ctx); err != nil {
+		return fin, err
+	}
+	if err := x.gather(ctx); err != nil {
 		return fin, err
 	}
 	err := x.process(ctx, &fin)

@@ -57,6 +57,18 @@ func misbehave(mode string, args []string) {
 		}
 	case "visit":
 		visit(args)
+	case "echo": // a rank that says back what others say
+		ln, err := net.Listen("tcp", "127.0.0.1:"+os.Getenv("BALANCE_PORT"))
+		if err != nil {
+			panic(err)
+		}
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				panic(err)
+			}
+			go func() { _, _ = io.Copy(c, c) }()
+		}
 	case "hog":
 		hog()
 	case "signal":

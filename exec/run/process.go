@@ -166,6 +166,7 @@ func (x *live) follow(w *supervise.Watch, fin *task.Finished) error {
 	}
 	defer out.close()
 	defer x.letOut()()
+	x.regather()
 	rest := func() []task.Draft { return nil }
 	begun := func(at time.Time) error {
 		if !isClosed(x.begun) {
@@ -346,6 +347,9 @@ func (x *live) environ() map[string]string {
 	env["BALANCE_RUN"] = x.id
 	env["BALANCE_NODE"] = x.r.cfg.Name
 	env["BALANCE_ATTEMPT"] = strconv.Itoa(x.attempt) // by which what the run writes to elsewhere can fence an older one
+	if x.rally != nil {
+		maps.Copy(env, x.rally.environ(x.spec.Member))
+	}
 	devices := strings.Join(x.grant.Devices, ",")
 	env["CUDA_VISIBLE_DEVICES"] = devices // empty for none
 	env["NVIDIA_VISIBLE_DEVICES"] = or(devices, "void")

@@ -26,6 +26,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -82,6 +83,10 @@ type Config struct {
 	// Fetch reads a blob of a run's submitter from an offset on, as
 	// [blob.Source] has it.
 	Fetch func(ctx context.Context, from identity.ID, h wire.Hash, offset int64) (io.ReadCloser, error)
+
+	// Join carries a connection to a rank of a gang on another machine, which
+	// answers it with [Runner.Dial]. Without it there are no ranks here.
+	Join func(ctx context.Context, node identity.ID, run string, c net.Conn) error
 }
 
 // Ask is a question to the owner of the machine.

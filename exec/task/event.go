@@ -11,6 +11,8 @@ const (
 	EventStarted  = "started"  // the program runs
 	EventOutput   = "output"   // it wrote something
 	EventNote     = "note"     // something worth telling happened: output was dropped, a machine refused
+	EventReady    = "ready"    // of a rank: it could start, and waits for the others of its gang
+	EventEnded    = "ended"    // of a rank, among the events of its gang: it reached a final state
 	EventFinished = "finished" // the run reached a final state
 
 	// EventRecord is between nodes alone: it carries ledger entries that became
@@ -36,13 +38,15 @@ type Event struct {
 	Time     time.Time `json:"time"`
 	Attempt  int       `json:"attempt,omitempty"`
 	Node     string    `json:"node,omitempty"`        // name of the machine
+	Rank     *int      `json:"rank,omitempty"`        // of a gang: whose event it is
+	Member   string    `json:"member,omitempty"`      // likewise: the run of that rank
 	Stream   string    `json:"stream,omitempty"`      // of output
 	Data     string    `json:"data,omitempty"`        // output that is UTF-8
 	Binary   []byte    `json:"data_base64,omitempty"` // output that is not
 	State    State     `json:"state,omitempty"`       // after the event
-	ExitCode *int      `json:"exit_code,omitempty"`   // of finished: the program's own; 128+n after signal n
+	ExitCode *int      `json:"exit_code,omitempty"`   // of finished and ended: the program's own; 128+n after signal n
 	Message  string    `json:"message,omitempty"`     // for people
-	Outputs  string    `json:"outputs,omitempty"`     // of finished: digest of the listing of the output files
+	Outputs  string    `json:"outputs,omitempty"`     // of finished and ended: digest of the listing of the output files
 
 	// Between nodes alone, never shown: the ledger entries that go with the
 	// event, encoded, and the number that the executor gave to it.

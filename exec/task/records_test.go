@@ -37,6 +37,7 @@ func records(t testing.TB) map[string]any {
 		t.Fatal(err)
 	}
 	place.More = 3
+	place.Ranks = []Rank{{Run: "r-aaaaaaaaaaaaaaaa", Node: identity.ID{1}, Name: "node-1"}}
 	return map[string]any{
 		KindSubmit:   &Submit{Spec: fullSpec()},
 		KindPlace:    &place,

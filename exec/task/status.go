@@ -31,7 +31,8 @@ func (s State) Final() bool {
 }
 
 // Kinds of ledger entries in the topic of a run. The submitter's node is the
-// only writer of the first five, the executor's node of the others.
+// only writer of the first five, the executor's node of the others. A gang has no
+// executor: its submitter writes when it started and finished.
 const (
 	KindSubmit  = "submit"
 	KindPlace   = "place"
@@ -56,8 +57,9 @@ type Place struct {
 	Attempt  int         `cbor:"1,keyasint"`
 	Node     identity.ID `cbor:"2,keyasint"`
 	Name     string      `cbor:"3,keyasint"`
-	Verdicts [][]byte    `cbor:"4,keyasint"`           // each a Verdict, best first; records nest four levels at most
-	More     int         `cbor:"5,keyasint,omitempty"` // verdicts left out because the record would be too long
+	Verdicts [][]byte    `cbor:"4,keyasint"`            // each a Verdict, best first; records nest four levels at most
+	More     int         `cbor:"5,keyasint,omitempty"`  // verdicts left out because the record would be too long
+	Ranks    []Rank      `cbor:"50,keyasint,omitempty"` // of a gang, in order, instead of a Node
 }
 
 // NewPlace records a choice. It keeps as many verdicts as fit into an entry,
@@ -184,7 +186,10 @@ type Status struct {
 	Finished  time.Time   `json:"finished,omitzero"`
 	Usage     *Usage      `json:"usage,omitempty"`
 	Outputs   wire.Hash   `json:"outputs,omitzero"`
-	Receipt   bool        `json:"receipt"` // both sides have signed the end
+	Receipt   bool        `json:"receipt"`         // both sides have signed the end
+	Ranks     []string    `json:"ranks,omitempty"` // of a gang: the run of each rank
+	Gang      string      `json:"gang,omitempty"`  // of a rank: the run of its gang
+	Rank      *int        `json:"rank,omitempty"`  // likewise: which one it is
 }
 
 // Fold computes the status of a run from the entries of its topic. The entries
@@ -208,7 +213,7 @@ func Fold(run string, entries []*wire.Entry) (Status, error) {
 		}
 	}
 	for _, e := range entries {
-		if e.Author == f.NodeID {
+		if e.Author == f.NodeID || f.gang && e.Author == f.Submitter {
 			f.fact(e)
 		}
 	}
@@ -220,6 +225,7 @@ func Fold(run string, entries []*wire.Entry) (Status, error) {
 type folder struct {
 	Status
 	retry    Retry
+	gang     bool
 	finished wire.Hash // the executor's last word on the current attempt
 	receipt  wire.Hash // what the submitter has countersigned
 }
@@ -234,6 +240,10 @@ func (f *folder) submit(e *wire.Entry) {
 	}
 	f.State, f.Submitter, f.Submitted = Submitted, e.Author, e.Time()
 	f.Agent, f.Command, f.retry = r.Spec.Agent, r.Spec.Command, r.Spec.Retry
+	f.gang = r.Spec.Gang != nil && r.Spec.Member == nil
+	if m := r.Spec.Member; m != nil {
+		f.Gang, f.Rank = m.Gang, &m.Rank
+	}
 }
 
 func (f *folder) wish(e *wire.Entry) {
@@ -244,10 +254,17 @@ func (f *folder) wish(e *wire.Entry) {
 	switch {
 	case e.Kind == KindPlace && read(e, &place) && place.Attempt >= f.Attempt:
 		f.State, f.Attempt, f.Node, f.NodeID, f.Reason = Placed, place.Attempt, place.Name, place.Node, ""
-		if place.Node.IsZero() {
-			f.State, f.Finished, f.Reason = Unplaced, e.Time(), "no machine fits"
+		f.Ranks = nil
+		for _, r := range place.Ranks {
+			f.Ranks = append(f.Ranks, r.Run)
 		}
-	case e.Kind == KindCancel && read(e, &cancel) && f.NodeID.IsZero():
+		if place.Node.IsZero() && len(place.Ranks) == 0 {
+			f.State, f.Finished, f.Reason = Unplaced, e.Time(), "no machine fits"
+			if f.gang {
+				f.Reason = "too few machines fit at one time"
+			}
+		}
+	case e.Kind == KindCancel && read(e, &cancel) && f.NodeID.IsZero() && !f.gang:
 		f.State, f.Finished, f.Reason = Cancelled, e.Time(), cancel.Reason
 	case e.Kind == KindLost && read(e, &lost) && lost.Attempt == f.Attempt:
 		f.State, f.Reason = Lost, lost.Reason

@@ -72,6 +72,9 @@ type Spec struct {
 	Retry  Retry         `cbor:"27,keyasint,omitempty" json:"retry,omitempty"`    // whether it is started again when its machine is lost
 	Lease  time.Duration `cbor:"28,keyasint,omitempty" json:"lease_ns,omitempty"` // how long its machine goes on without its submitter, where it may be started again; 0: [lease.Default]
 	Models []Model       `cbor:"32,keyasint,omitempty" json:"models,omitempty"`   // that it asks; the first is the one that it uses unless it says so
+
+	Gang   *Gang   `cbor:"36,keyasint,omitempty" json:"gang,omitempty"`   // one program on several machines
+	Member *Member `cbor:"37,keyasint,omitempty" json:"member,omitempty"` // or a rank of one
 }
 
 // Needs are what a machine must have free. Zero values ask for nothing, but CPU
@@ -161,6 +164,9 @@ func (s *Spec) Check() error {
 		return fmt.Errorf("unknown isolation %q: it is %s or %s", s.Isolation, LevelProcess, LevelSandbox)
 	}
 	if err := s.checkRetry(); err != nil {
+		return err
+	}
+	if err := s.checkGang(); err != nil {
 		return err
 	}
 	for _, arg := range s.Command {

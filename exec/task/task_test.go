@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
+
+	"github.com/balanceai/balance/mesh/identity"
 )
 
 func TestCheckPath(t *testing.T) {
@@ -57,6 +59,8 @@ func fullSpec() Spec {
 		Prefer: []string{"quiet"}, Isolation: LevelSandbox, Network: []string{"example.org"},
 		Retry: RetryOnLoss, Lease: time.Minute,
 		Models: []Model{{Name: "llm", Model: "llama3.2", EndpointVar: "AT", ModelVar: "WHICH"}},
+		Gang:   &Gang{Nodes: 2, Port: 29500},
+		Member: &Member{Gang: "r-aaaaaaaaaaaaaaaa", Rank: 1, Runs: []string{"r-bbbbbbbbbbbbbbbb", "r-cccccccccccccccc"}, Nodes: []identity.ID{{1}, {2}}, Port: 29500},
 	}
 }
 
@@ -71,6 +75,15 @@ func TestSpecCheck(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, change := range map[string]func(*Spec){
+		"gang of none":       func(s *Spec) { s.Gang.Nodes = 0 },
+		"vast gang":          func(s *Spec) { s.Gang.Nodes = MaxGang + 1 },
+		"port of a gang":     func(s *Spec) { s.Gang.Port = 1 << 16 },
+		"rank of no gang":    func(s *Spec) { s.Member.Gang = "x" },
+		"rank beyond":        func(s *Spec) { s.Member.Rank = 2 },
+		"rank below":         func(s *Spec) { s.Member.Rank = -1 },
+		"ranks without runs": func(s *Spec) { s.Member.Runs = s.Member.Runs[:1] },
+		"rank of no run":     func(s *Spec) { s.Member.Runs[0] = "../x" },
+		"port of a rank":     func(s *Spec) { s.Member.Port = -1 },
 		"no command":         func(s *Spec) { s.Command = nil },
 		"odd retry":          func(s *Spec) { s.Retry = "always" },
 		"lease for nothing":  func(s *Spec) { s.Retry = RetryNever },
