@@ -33,12 +33,12 @@ func NewControl(groups *cgroup.Base, node string) Control { return Control{group
 
 // start starts a program in a session of its own, to be killed when the thread
 // that calls start ends.
-func start(o *Order, files []*os.File, tty bool) (p *os.Process, g *group, err error) {
+func start(o *Order, files []*os.File) (p *os.Process, g *group, err error) {
 	// A service manager may have given the node capabilities that pass to
 	// programs: they are this thread's, and not for runs.
 	_ = unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
 	attr := &os.ProcAttr{Dir: o.Dir, Env: append([]string{}, o.Env...), Files: files} // a nil Env would be this process's own
-	attr.Sys = &syscall.SysProcAttr{Setsid: true, Setctty: tty, Pdeathsig: syscall.SIGKILL}
+	attr.Sys = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
 	g = &group{cgroup: o.Group, walled: o.Walled}
 	start := func() error {
 		p, err = os.StartProcess(o.Program, o.Argv, attr)

@@ -19,8 +19,8 @@ func NewControl(groups *cgroup.Base, _ string) Control { return Control{groups} 
 // KillLeft kills nothing: it cannot be found.
 func (Control) KillLeft([]string) error { return nil }
 
-func start(o *Order, files []*os.File, tty bool) (*os.Process, *group, error) {
-	attr := &os.ProcAttr{Dir: o.Dir, Env: o.Env, Files: files, Sys: &syscall.SysProcAttr{Setsid: true, Setctty: tty}}
+func start(o *Order, files []*os.File) (*os.Process, *group, error) {
+	attr := &os.ProcAttr{Dir: o.Dir, Env: o.Env, Files: files, Sys: &syscall.SysProcAttr{Setsid: true}}
 	p, err := os.StartProcess(o.Program, o.Argv, attr)
 	if err != nil {
 		return nil, nil, err

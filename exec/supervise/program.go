@@ -23,12 +23,11 @@ const (
 // program is a program that runs.
 type program struct {
 	*group
-	began    time.Time
-	grace    time.Duration
-	killer   *time.Timer // from SIGTERM to SIGKILL
-	out      *output
-	terminal *os.File // nil for pipes
-	order    *Order
+	began  time.Time
+	grace  time.Duration
+	killer *time.Timer // from SIGTERM to SIGKILL
+	out    *output
+	order  *Order
 }
 
 // overran tells whether a run has failed for its limits. What the kernel did to
@@ -93,14 +92,14 @@ func (s *server) run() *Exit {
 	}
 	defer more.Close()
 	began := time.Now()
-	proc, g, err := start(o, append(f.program[:], more.Files...), f.terminal != nil)
+	proc, g, err := start(o, append(f.program[:], more.Files...))
 	f.given()
 	more.CloseFiles()
 	if err != nil {
 		f.close()
 		return cannot(err)
 	}
-	p := &program{group: g, began: began, grace: o.Grace, out: out, terminal: f.terminal, order: o}
+	p := &program{group: g, began: began, grace: o.Grace, out: out, order: o}
 	if o.Time > 0 {
 		defer time.AfterFunc(o.Time, func() { s.end(o.TimeUp, false) }).Stop()
 	}
@@ -240,24 +239,13 @@ func (e *Exit) fill(state *os.ProcessState) {
 
 // files are those of a program.
 type files struct {
-	program  [3]*os.File // its standard input, output and error
-	output   []*os.File  // read here
-	stdin    *stdin
-	terminal *os.File
+	program [3]*os.File // its standard input, output and error
+	output  []*os.File  // read here
+	stdin   *stdin
 }
 
 // open makes the files of a program.
 func open(o *Order) (f files, err error) {
-	if o.TTY != nil {
-		ours, theirs, err := openTerminal(*o.TTY)
-		if err != nil {
-			return f, err
-		}
-		f.program = [3]*os.File{theirs, theirs, theirs}
-		f.output, f.terminal = []*os.File{ours}, ours
-		f.stdin = &stdin{write: ours, tty: true}
-		return f, nil
-	}
 	if !o.Stdin {
 		f.program[0], err = os.Open(os.DevNull)
 	} else {

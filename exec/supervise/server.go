@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"strings"
 	"sync"
 	"time"
@@ -176,11 +175,6 @@ func (s *server) obey(in *bufio.Reader) {
 			}
 		case "hold":
 			s.hold(rest == "1")
-		case "size":
-			var size Size
-			if _, err := fmt.Sscan(rest, &size.Rows, &size.Cols); err == nil {
-				s.resize(size)
-			}
 		}
 	}
 }
@@ -208,14 +202,6 @@ func (s *server) hold(still bool) {
 	}
 }
 
-func (s *server) resize(size Size) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.program != nil && s.program.terminal != nil {
-		_ = setSize(s.program.terminal, size)
-	}
-}
-
 // set says what runs now.
 func (s *server) set(p *program, in *stdin) {
 	s.mu.Lock()
@@ -240,17 +226,4 @@ func (s *server) asked() *End {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.ending
-}
-
-// onFile does something with the descriptor of a file that is not closed meanwhile.
-func onFile(f *os.File, do func(fd int) error) error {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var failed error
-	if err := raw.Control(func(fd uintptr) { failed = do(int(fd)) }); err != nil {
-		return err
-	}
-	return failed
 }

@@ -12,10 +12,9 @@ import (
 	"time"
 )
 
-// stdin is the way to a program's standard input: a pipe, or its terminal.
+// stdin is the way to a program's standard input.
 type stdin struct {
 	write *os.File
-	tty   bool
 
 	newest atomic.Int64 // number of the newest upload, the only one that may write
 
@@ -101,17 +100,14 @@ func (s *stdin) put(mine int64, b []byte) byte {
 	}
 }
 
-// end closes the program's standard input. A terminal stays: its other
-// direction is the output.
+// end closes the program's standard input.
 func (s *stdin) end(mine int64) byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.newest.Load() != mine {
 		return answerNewer
 	}
-	if !s.tty {
-		s.ended = true
-		s.write.Close()
-	}
+	s.ended = true
+	s.write.Close()
 	return answerEnded
 }
