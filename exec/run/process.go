@@ -167,6 +167,7 @@ func (x *live) follow(w *supervise.Watch, fin *task.Finished) error {
 	defer out.close()
 	defer x.letOut()()
 	x.regather()
+	defer x.watchVRAM(fin)()
 	rest := func() []task.Draft { return nil }
 	begun := func(at time.Time) error {
 		if !isClosed(x.begun) {
@@ -257,6 +258,7 @@ func (x *live) concluded(out *output, begun func(time.Time) error, fin *task.Fin
 		x.r.cfg.Log.Error("cannot kill all that a run has started", "run", x.id, "err", e.Left)
 	}
 	fin.Usage.WallMS, fin.Usage.CPUMS, fin.Usage.MaxRSS = e.WallMS, e.CPUMS, task.Bytes(e.MaxRSS)
+	fin.Usage.PeakMemory = task.Bytes(e.Memory)
 	fin.Usage.Output, fin.Usage.Dropped = task.Bytes(e.Output), task.Bytes(e.Dropped)
 	fin.Usage.GPUMS = e.WallMS * uint64(len(x.grant.Devices))
 	if !e.Started.IsZero() {

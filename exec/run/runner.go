@@ -71,6 +71,10 @@ type Config struct {
 	// call the Runner. Reasons refuse the run.
 	Admit func(Ask) (Grant, []task.Reason)
 
+	// VRAM tells how much memory of some GPUs each process holds; nil for a
+	// machine that cannot tell. A process that is not in it is not known.
+	VRAM func(devices []string) map[int]task.Bytes
+
 	// Machine is what this machine can put between itself and a run; nil for
 	// nothing.
 	Machine *isolate.Machine

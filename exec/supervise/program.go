@@ -203,7 +203,7 @@ func (s *server) wait(p *program, proc *os.Process) *Exit {
 		p.out.ended(linger)
 	}
 	e := &Exit{End: why}
-	did := p.events()
+	did, used := p.events(), p.usage()
 	if err := p.sweep(); err != nil {
 		e.Left = err.Error()
 	}
@@ -216,6 +216,7 @@ func (s *server) wait(p *program, proc *os.Process) *Exit {
 	e.WallMS = uint64(time.Since(p.began).Milliseconds())
 	e.Output, e.Dropped = p.out.sum()
 	e.fill(state)
+	e.account(used)
 	if e.End == nil {
 		e.End = p.order.overran(e, did)
 	}
@@ -229,8 +230,6 @@ func (e *Exit) fill(state *os.ProcessState) {
 		e.Error = "nobody saw how it ended"
 		return
 	}
-	e.CPUMS = uint64((state.UserTime() + state.SystemTime()).Milliseconds())
-	e.MaxRSS = maxRSS(state)
 	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
 		e.Signal = int(status.Signal())
 		return
@@ -286,12 +285,15 @@ func (f *files) close() {
 	}
 }
 
-// maxRSS returns the largest resident set of the program and of those that it
-// waited for, in bytes. See getrusage(2).
-func maxRSS(state *os.ProcessState) int64 {
-	usage, ok := state.SysUsage().(*syscall.Rusage)
-	if !ok || usage.Maxrss < 0 {
-		return 0
+// account says what the run has used. Its group knows of every process. Without
+// one there are those that have ended and were waited for, by the program or here:
+// this process has no other children. See getrusage(2).
+func (e *Exit) account(used cgroup.Usage) {
+	e.Memory = used.Memory
+	var all syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_CHILDREN, &all); err == nil {
+		used.CPU = max(used.CPU, time.Duration(all.Utime.Nano()+all.Stime.Nano()))
+		e.MaxRSS = max(0, int64(all.Maxrss)*rssUnit)
 	}
-	return int64(usage.Maxrss) * rssUnit
+	e.CPUMS = uint64(used.CPU.Milliseconds())
 }

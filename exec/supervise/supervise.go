@@ -117,6 +117,7 @@ type Exit struct {
 	WallMS  uint64
 	CPUMS   uint64
 	MaxRSS  int64  // bytes, of the largest process
+	Memory  uint64 // bytes, of all processes together; 0: not measured
 	Output  int64  // bytes written
 	Dropped int64  // of those, not in the log
 	End     *End   // what made it end; nil for nothing
