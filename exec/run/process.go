@@ -97,6 +97,9 @@ func (r *Runner) group(run string, limits cgroup.Limits) (*cgroup.Group, error) 
 
 // launch gives the run to a supervisor, unless it is to end already.
 func (x *live) launch(ctx context.Context) (*supervise.Watch, error) {
+	if err := x.secrets.Missing(&x.spec); err != nil { // they were in the memory of an earlier life
+		return nil, lostEnd("%s, and it had not started", nodeStopped)
+	}
 	s, err := x.r.keeper.take()
 	if err != nil {
 		return nil, err
@@ -107,7 +110,7 @@ func (x *live) launch(ctx context.Context) (*supervise.Watch, error) {
 		_ = s.Close()
 		return nil, context.Cause(ctx)
 	}
-	w, err := s.Start(x.dir)
+	w, err := s.Start(x.dir, x.private())
 	x.watch = w
 	return w, err
 }

@@ -2,10 +2,12 @@ package supervise
 
 import (
 	"cmp"
+	"encoding/json"
 	"errors"
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 
@@ -86,7 +88,7 @@ func (s *server) run() *Exit {
 		f.close()
 		return cannot(err)
 	}
-	more, err := launch.Command{Files: o.Files}.Open()
+	more, err := launch.Command{Files: s.private.fill(o.Files)}.Open()
 	if err != nil {
 		f.close()
 		return cannot(err)
@@ -119,6 +121,17 @@ func (s *server) run() *Exit {
 	exit := s.wait(p, proc)
 	exit.Started, exit.Said = began, said(more.Report)
 	return exit
+}
+
+// fill puts the private variables into the file for them.
+func (p *Private) fill(files []launch.File) []launch.File {
+	out := slices.Clone(files)
+	for i := range out {
+		if out[i].Private {
+			out[i].Data, _ = json.Marshal(p.Env) // strings can be
+		}
+	}
+	return out
 }
 
 // whileLeased kills the run when its lease has run out, whether there is a node

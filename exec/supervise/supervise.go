@@ -31,7 +31,9 @@
 // when the log has grown, "x" when the exit is written. The node sends lines
 // "end <0 or 1> <End>", to end the run, at once with 1, and "size <rows>
 // <cols>" for the terminal. A connection of which the first line is
-// "stdin <offset>" takes standard input instead: see [Stdin]. A line that is not
+// "stdin <offset>" takes standard input instead: see [Stdin]. One that begins with
+// "kept" is answered with what the supervisor was given to keep in memory: see
+// [Private]. A line that is not
 // known is passed over, so that a node may be newer than the supervisor; another
 // number in the first line means that they cannot speak at all.
 package supervise
