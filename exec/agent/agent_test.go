@@ -405,6 +405,7 @@ func FuzzParse(f *testing.F) {
 		}
 		f.Add(data)
 	}
+	f.Add([]byte("command: [a]\nprocess: {}\nsecrets: {A: {file: k, host: a.example, prefix: 'B '}, B: {expose: true, to: others}}"))
 	f.Add([]byte("a: &a [*a, *a]\nb: !!str\n---\n..."))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		m, err := Parse("x/agent.yaml", data)
