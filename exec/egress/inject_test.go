@@ -197,6 +197,7 @@ func TestInjectTricks(t *testing.T) {
 			continue
 		}
 		b, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<16))
+		resp.Body.Close()
 		conn.Close()
 		if strings.Contains(string(b)+fmt.Sprint(resp.Header), canary) || strings.Contains(v.got("plain"), canary) || strings.Contains(v.got("other"), canary) {
 			t.Errorf("%q brings it out", request)

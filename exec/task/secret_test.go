@@ -12,7 +12,7 @@ import (
 // Values of secrets are not written by mistake.
 func TestSecretsAreNotWritten(t *testing.T) {
 	o := Order{Secrets: Secrets{"KEY": "canary"}}
-	for _, text := range []string{fmt.Sprint(o), fmt.Sprintf("%+v %#v", o, o), fmt.Sprintf("%s", o.Secrets), o.Secrets.LogValue().String()} {
+	for _, text := range []string{fmt.Sprint(o), fmt.Sprintf("%+v %#v", o, o), o.Secrets.String(), o.Secrets.LogValue().String()} {
 		if strings.Contains(text, "canary") {
 			t.Errorf("%s", text)
 		}
