@@ -257,8 +257,8 @@ func usageWords(s *task.Status) string {
 	u := s.Usage
 	seconds := func(ms uint64) string { return (time.Duration(ms) * time.Millisecond).Round(time.Millisecond).String() }
 	parts := []string{"took " + seconds(u.WallMS), seconds(u.CPUMS) + " of CPU"}
-	if u.MaxRSS > 0 {
-		parts = append(parts, u.MaxRSS.String()+" of memory at most")
+	if u.Peak() > 0 {
+		parts = append(parts, u.Peak().String()+" of memory at most")
 	}
 	if u.GPUMS > 0 {
 		parts = append(parts, seconds(u.GPUMS)+" of GPU")

@@ -127,7 +127,7 @@ func stream[T any](resp *http.Response, each func(T) error) error {
 }
 
 // submit posts a spec, follows the run's events to its end, and returns its id.
-func (c *client) submit(ctx context.Context, spec task.Spec, each func(task.Event) error) (run string, err error) {
+func (c *client) submit(ctx context.Context, spec submission, each func(task.Event) error) (run string, err error) {
 	b, err := json.Marshal(spec)
 	if err != nil {
 		return "", err

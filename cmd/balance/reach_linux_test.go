@@ -353,7 +353,7 @@ func TestBadLink(t *testing.T) {
 	start := time.Now()
 	for range runs {
 		group.Go(func() error {
-			id, err := a.client.submit(t.Context(), spec, func(e task.Event) error {
+			id, err := a.client.submit(t.Context(), submission{Spec: spec}, func(e task.Event) error {
 				if e.Type == task.EventFinished && e.ExitCode != nil && *e.ExitCode == 0 {
 					done.Add(1)
 				}

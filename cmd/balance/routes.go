@@ -343,11 +343,14 @@ func (l *localAPI) plan(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (l *localAPI) submit(w http.ResponseWriter, r *http.Request) error {
-	spec, err := readSpec(r)
-	if err != nil {
+	var s submission
+	if err := readJSON(r, &s); err != nil {
 		return err
 	}
-	id, err := l.submitted.Submit(r.Context(), spec)
+	if err := errors.Join(s.Check(), task.Secrets(s.Values).Check(&s.Spec)); err != nil {
+		return fail("usage", "", "%v", err)
+	}
+	id, err := l.submitted.SubmitWith(r.Context(), s.Spec, s.Values)
 	if err != nil {
 		return err
 	}

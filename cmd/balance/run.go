@@ -39,6 +39,7 @@ type draft struct {
 	isolation string   // at least; empty for what the machine's owner wants
 	env       map[string]string
 	models    []string
+	secrets   []string // beside those of the manifest, or from elsewhere; see parseSecret
 	inputs    []agent.Source
 	outputs   []string
 	node      string
@@ -49,25 +50,32 @@ type draft struct {
 	retry     task.Retry
 	lease     time.Duration
 	gang      *task.Gang // one program on several machines; its Nodes are 0 for the manifest's
+
+	// Found by outline: where the values of all secrets are, which of them the
+	// person has named, and the folder of the manifest.
+	from  map[string]agent.SecretSource
+	given map[string]bool
+	base  string
 }
 
 // compile makes the spec of a draft and puts its inputs into the blob store,
 // from where the machine that runs it fetches them.
-func (a *app) compile(ctx context.Context, d *draft) (task.Spec, error) {
+func (a *app) compile(ctx context.Context, d *draft) (submission, error) {
 	spec, sources, err := a.outline(d)
 	if err != nil {
-		return spec, err
+		return submission{}, err
 	}
 	if spec.Inputs, err = a.pack(ctx, sources); err != nil {
-		return spec, err
+		return submission{}, err
 	}
-	return spec, spec.Check()
+	return submission{Spec: spec}, spec.Check()
 }
 
 // outline makes the spec of a draft but for its inputs, which it returns.
 func (a *app) outline(d *draft) (task.Spec, []agent.Source, error) {
 	spec := task.Spec{Driver: task.DriverProcess, Command: d.command}
 	sources := d.inputs
+	var secrets map[string]agent.SecretSource
 	if d.agent != "" {
 		m, err := agent.Load(a.findAgent(d.agent))
 		if err != nil {
@@ -81,6 +89,7 @@ func (a *app) outline(d *draft) (task.Spec, []agent.Source, error) {
 			spec.Retry = task.RetryOnLoss
 		}
 		sources = instead(own, sources)
+		secrets, d.base = m.Secrets(), filepath.Dir(m.File)
 	}
 	spec.Needs = override(spec.Needs, d.needs)
 	spec.Limits = task.Limits{
@@ -92,6 +101,9 @@ func (a *app) outline(d *draft) (task.Spec, []agent.Source, error) {
 	spec.Network = append(slices.Clone(spec.Network), d.network...)
 	if _, err := egress.ParseAllow(spec.Network); err != nil {
 		return spec, nil, fail("usage", "", "network: %v", err)
+	}
+	if err := d.nameSecrets(&spec, secrets); err != nil {
+		return spec, nil, err
 	}
 	spec.Outputs = append(spec.Outputs, d.outputs...)
 	spec.Node = cmp.Or(d.node, spec.Node)
@@ -240,6 +252,7 @@ func draftFlags(f *pflag.FlagSet, d *draft) {
 	f.Var(gangPort{&d.gang}, "gang-port", "with --gang: the port of loopback at which each rank listens for the others (default: a free one)")
 	f.StringVar(&d.isolation, "isolation", "", "process or sandbox; as the machine's owner wants if not given, or more")
 	f.StringToStringVarP(&d.env, "env", "e", nil, "environment variable, NAME=VALUE")
+	f.StringArrayVar(&d.secrets, "secret", nil, "NAME[=env:VAR|file:PATH|keyring:KEY]: a variable whose value no record, log or file has; repeatable")
 	f.VarP(sources{&d.inputs}, "input", "i", "file or folder to take along, PATH or PATH:NAME")
 	f.StringSliceVarP(&d.outputs, "output", "o", nil, "file or folder to bring back")
 }
@@ -294,9 +307,13 @@ func (a *app) runCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if dry {
+				return a.dryRun(cmd.Context(), spec.Spec)
+			}
+			if spec.Values, err = d.readSecrets(d.base); err != nil {
+				return err
+			}
 			switch {
-			case dry:
-				return a.dryRun(cmd.Context(), spec)
 			case d.detach:
 				var r runReply
 				if err := a.client.call(cmd.Context(), http.MethodPost, "/v1/runs", spec, &r); err != nil {
@@ -461,7 +478,7 @@ type schemaEvent struct {
 }
 
 // submit starts a run and follows it.
-func (f *follower) submit(ctx context.Context, spec task.Spec) error {
+func (f *follower) submit(ctx context.Context, spec submission) error {
 	if f.attached {
 		ctx = f.catchInterrupts(ctx, false)
 		defer f.undo()

@@ -384,7 +384,7 @@ func printRun(w io.Writer, r *inspectReply) error {
 		line("took", "%s", d)
 	}
 	if u := r.Usage; u != nil {
-		line("used", "%v of CPU time, %v of memory at most, %v of output", time.Duration(u.CPUMS)*time.Millisecond, u.MaxRSS, u.Output)
+		line("used", "%v of CPU time, %v of memory at most, %v of output", time.Duration(u.CPUMS)*time.Millisecond, u.Peak(), u.Output)
 	}
 	signed := "the submitter's signature is missing"
 	switch {

@@ -202,6 +202,9 @@ func (b *backend) Submit(ctx context.Context, d tui.Draft) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if spec.Values, err = own.readSecrets(own.base); err != nil {
+		return "", err
+	}
 	var r runReply
 	err = b.client.call(ctx, http.MethodPost, "/v1/runs", spec, &r)
 	return r.Run, away(err)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -89,6 +90,39 @@ func TestManifest(t *testing.T) {
 		{"/home/ada/shared/texts", "data/texts"},
 		{"/srv/models/index.json", "index.json"},
 	})
+}
+
+func TestSecretsInManifest(t *testing.T) {
+	const head = "command: [a]\nprocess: {}\nsecrets:\n"
+	m, err := Parse("a/agent.yaml", []byte(head+"  B: {file: key, host: api.example.org, prefix: 'Bearer '}\n  A: {expose: true, to: others}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, _, err := m.Spec(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	same(t, spec.Secrets, []task.Secret{{Name: "A", Expose: true, Others: true}, {Name: "B", Host: "api.example.org", Header: "Authorization", Prefix: "Bearer "}})
+	same(t, m.Secrets(), map[string]SecretSource{"A": {Env: "A"}, "B": {File: "key"}})
+	if spec.Isolation != task.LevelSandbox || !slices.Contains(spec.Network, "api.example.org") {
+		t.Errorf("it cannot get out: %+v", spec)
+	}
+	for text, want := range map[string]string{
+		"  A: {}\n":                                    "say which host gets it",
+		"  A: {env: X, file: y, expose: true}\n":       "secrets.A: more than one of env, file and keyring",
+		"  A: {expose: true, host: a.example}\n":       "either the program gets it",
+		"  A: {host: a.example, header: Host}\n":       "are none",
+		"  A: {host: a.example}\nisolation: process\n": "only a sandbox has",
+		"  BALANCE_RUN: {expose: true}\n":              "no name of a secret",
+		"  A: {expose: true}\nenv: {A: b}\n":           "variable of env too",
+		"  A: {value: abc}\n":                          "unknown key \"value\"",
+		"  A: {expose: true, to: everybody}\n":         "\"everybody\" is not known",
+		"  A: abc\n":                                   "want keys with values",
+	} {
+		if _, err := Parse("a/agent.yaml", []byte(head+text)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %s", text, err, want)
+		}
+	}
 }
 
 func TestRetryInManifest(t *testing.T) {
@@ -371,6 +405,7 @@ func FuzzParse(f *testing.F) {
 		}
 		f.Add(data)
 	}
+	f.Add([]byte("command: [a]\nprocess: {}\nsecrets: {A: {file: k, host: a.example, prefix: 'B '}, B: {expose: true, to: others}}"))
 	f.Add([]byte("a: &a [*a, *a]\nb: !!str\n---\n..."))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		m, err := Parse("x/agent.yaml", data)

@@ -22,6 +22,8 @@
 //	outputs: [report.md]          # what is brought back
 //	limits: {time: 10m, output: 64MiB, memory: 2GiB, cpu: 2, pids: 200, disk: 1GiB}
 //	network: {allow: [example.org, "*.example.org", "example.org:8443"]}   # out of a sandbox
+//	secrets: {API_KEY: {env: MY_KEY, host: api.example.org, prefix: "Bearer "},   # added on the way there
+//	          TOKEN: {file: ~/.token, expose: true, to: others}}   # in the environment, also on machines of others
 //	isolation: sandbox            # at least; else what the machine's owner wants
 //	place: {node: hydra,          # only there
 //	        prefer: [quiet]}      # or: rather where the owner has given this label
@@ -57,7 +59,7 @@ const FileName = "agent.yaml"
 const maxInputs = 256
 
 // later are the keys of manifests that a version to come understands.
-var later = []string{"parameters", "secrets", "serve", "tools"}
+var later = []string{"parameters", "serve", "tools"}
 
 // Manifest is an agent that can be run.
 type Manifest struct {
@@ -69,6 +71,7 @@ type Manifest struct {
 
 	spec    task.Spec
 	sources []Source
+	secrets map[string]SecretSource
 }
 
 // Source is an input that has to be packed.
@@ -169,6 +172,7 @@ func (r *reader) manifest(root *yaml.Node, m *Manifest) {
 		"network": func(n *yaml.Node) {
 			r.mapping(n, map[string]field{"allow": words(r, &s.Network, "a host", filled)})
 		},
+		"secrets":   r.secrets(m),
 		"isolation": value(r, &s.Isolation, "process or sandbox", parseLevel),
 		"models":    func(n *yaml.Node) { r.uses(n, &s.Models) },
 	}
@@ -206,6 +210,9 @@ func (r *reader) complete(root *yaml.Node, has map[string]int, m *Manifest) {
 		m.spec.Driver = task.DriverImage
 	case !process:
 		r.fail(root, "add process: {} for a program of the machine, or image: with a reference", "it does not say what starts the command")
+	}
+	if err := m.spec.LetSecretsOut(); err != nil {
+		r.fail(root, "", "%v", err)
 	}
 	if m.Name == "" {
 		m.Name = folderName(m.File)

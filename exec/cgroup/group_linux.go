@@ -212,12 +212,31 @@ func (g *Group) Events() Events {
 	return e
 }
 
+// Processes returns those that are in the group now, or in one below it.
+func (g *Group) Processes() []int {
+	dirs := g.folders()
+	if len(dirs) == 0 {
+		return nil
+	}
+	var out []int
+	_ = filepath.WalkDir(dirs[0], func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			out = append(out, processes(path)...)
+		}
+		return nil // what goes meanwhile has no processes
+	})
+	return out
+}
+
 // Usage tells what the group has used. It has to be asked before [Group.Remove].
 func (g *Group) Usage() Usage {
 	var u Usage
 	if g.V2 != "" {
 		u.CPU = time.Duration(counter(read(filepath.Join(g.V2, "cpu.stat")), "usage_usec")) * time.Microsecond
 		u.Memory = number(filepath.Join(g.V2, "memory.peak")) // Linux 5.19
+	}
+	if dir := g.V1["cpu"]; dir != "" && u.CPU == 0 { // where cpuacct is in the same hierarchy, as everywhere
+		u.CPU = time.Duration(number(filepath.Join(dir, "cpuacct.usage")))
 	}
 	if dir := g.V1["memory"]; dir != "" {
 		u.Memory = number(filepath.Join(dir, "memory.max_usage_in_bytes"))

@@ -37,5 +37,8 @@ func (*Group) Remove() error { return nil }
 // Events tells of nothing.
 func (*Group) Events() Events { return Events{} }
 
+// Processes finds nothing.
+func (*Group) Processes() []int { return nil }
+
 // Usage is not measured.
 func (*Group) Usage() Usage { return Usage{} }

@@ -22,7 +22,7 @@ func (r *run) choose() (task.Place, error) {
 	ranking, more := r.d.rank(&r.spec, maxVerdicts, tried)
 	var best task.Verdict
 	fit := ranking.Best()
-	if len(fit) > 0 && r.placed.Attempt < maxAttempts {
+	if len(fit) > 0 && r.placed.Attempt < maxAttempts && r.secrets.Missing(&r.spec) == nil {
 		best = fit[0]
 	}
 	ranking = slices.Insert(ranking, len(fit), r.tried...)
@@ -142,7 +142,7 @@ var errUnwanted = errors.New("the run is cancelled")
 // finished: nil. It returns a *[task.Refusal] when the machine does not take the
 // run, and [task.ErrUnreachable] when the order has certainly not reached it.
 func (r *run) ask(ctx context.Context) error {
-	order := task.Order{Run: r.id, Attempt: r.placed.Attempt, From: r.d.cfg.Self}
+	order := task.Order{Run: r.id, Attempt: r.placed.Attempt, From: r.d.cfg.Self, Secrets: r.secrets}
 	err := r.insist(ctx, "read order", func(ctx context.Context) (err error) { order.Entries, err = r.own(ctx); return err })
 	if err != nil {
 		return err

@@ -1,9 +1,11 @@
 package dispatch
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -13,6 +15,7 @@ import (
 	"github.com/balanceai/balance/exec/place"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/identity"
+	"github.com/balanceai/balance/mesh/wire"
 )
 
 func TestRefusalMovesOn(t *testing.T) {
@@ -281,3 +284,69 @@ func (g *gated) Start(ctx context.Context, o task.Order, yield func(*task.Event)
 	}
 	return g.machine.Start(ctx, o, yield)
 }
+
+// The values of secrets go to the machine beside what is signed. A dispatcher that
+// was started again has forgotten them: where no machine has the run yet, it ends,
+// and says to run it again.
+func TestSecretsAreForgotten(t *testing.T) {
+	l := newLab(t)
+	spec := bare()
+	spec.Secrets = []task.Secret{{Name: "KEY", Expose: true}}
+	if _, err := l.d.Submit(t.Context(), spec); err == nil {
+		t.Error("a run was taken without its secrets")
+	}
+	got := make(chan task.Secrets, 8)
+	gone := errors.New("gone")
+	l.cfg.Executor = func(identity.ID) Executor {
+		return starter(func(o task.Order) error {
+			got <- o.Secrets
+			return errors.Join(task.ErrBroken, gone)
+		})
+	}
+	_ = l.d.Close()
+	l.up()
+	id, err := l.d.SubmitWith(t.Context(), spec, task.Secrets{"KEY": "canary"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := <-got; s["KEY"] != "canary" {
+		t.Errorf("the machine got %#v", map[string]string(s))
+	}
+	_ = l.d.Close()
+	l.ledger.mu.Lock()
+	for _, e := range l.ledger.topics[id] {
+		if bytes.Contains(e.Encode(), []byte("canary")) {
+			t.Errorf("%s has it", e.Kind)
+		}
+	}
+	l.ledger.mu.Unlock()
+	l.cfg.Executor = func(identity.ID) Executor {
+		return starter(func(task.Order) error {
+			return &task.Refusal{Reasons: []task.Reason{{Rule: "secrets", Text: "did not get them"}}}
+		})
+	}
+	l.up()
+	events := l.end(id)
+	if text := brief(events); !strings.Contains(text, "has forgotten the secrets") || events[len(events)-1].State != task.Unplaced {
+		t.Errorf("got %s", text)
+	}
+}
+
+// starter is a machine that answers orders.
+type starter func(task.Order) error
+
+func (s starter) Start(_ context.Context, o task.Order, _ func(*task.Event) error) error { return s(o) }
+
+func (starter) Follow(context.Context, string, uint64, func(*task.Event) error) error {
+	return task.ErrNoRun
+}
+
+func (starter) Stdin(context.Context, string, int64, io.Reader) error { return task.ErrNoRun }
+
+func (starter) Cancel(context.Context, string, bool) error { return nil }
+
+func (starter) Renew(context.Context, string, int, uint64) (uint64, error) { return 0, nil }
+
+func (starter) Go(context.Context, string) error { return nil }
+
+func (starter) Settle(context.Context, string, []*wire.Entry) error { return nil }

@@ -196,18 +196,29 @@ func (d *Dispatcher) Close() error {
 // node's blobs. When no machine fits, the run exists and has ended as unplaced.
 // What becomes of it is in its events.
 func (d *Dispatcher) Submit(ctx context.Context, spec task.Spec) (string, error) {
+	return d.SubmitWith(ctx, spec, nil)
+}
+
+// SubmitWith submits a run that has secrets. Their values are kept in memory
+// until the run is over, and go to its machine alone. A dispatcher that was
+// started again does not have them: a run that has not reached a machine by then,
+// or that would be started on another one, ends as unplaced.
+func (d *Dispatcher) SubmitWith(ctx context.Context, spec task.Spec, secrets task.Secrets) (string, error) {
 	if err := d.check(&spec); err != nil {
 		return "", err
 	}
+	if err := secrets.Check(&spec); err != nil {
+		return "", err
+	}
 	id := task.NewID()
-	if err := d.submitAs(ctx, id, spec); err != nil {
+	if err := d.submitAs(ctx, id, spec, secrets); err != nil {
 		return "", err
 	}
 	return id, nil
 }
 
 // submitAs submits a run under an id.
-func (d *Dispatcher) submitAs(ctx context.Context, id string, spec task.Spec) error {
+func (d *Dispatcher) submitAs(ctx context.Context, id string, spec task.Spec, secrets task.Secrets) error {
 	if err := d.spare.Take(d.path(id)); err != nil {
 		return fmt.Errorf("submit: %w", err)
 	}
@@ -215,6 +226,7 @@ func (d *Dispatcher) submitAs(ctx context.Context, id string, spec task.Spec) er
 	if err != nil {
 		return fmt.Errorf("submit: %w", err)
 	}
+	r.secrets = secrets
 	if err := r.submit(ctx); err != nil {
 		_ = r.journal.Close()
 		os.Remove(d.path(r.id))

@@ -22,6 +22,7 @@ type run struct {
 	d       *Dispatcher
 	id      string
 	spec    task.Spec
+	secrets task.Secrets // values; an earlier life has taken them with it
 	journal *journal.Journal
 	stop    context.CancelFunc
 
@@ -154,8 +155,18 @@ func (r *run) bring(ctx context.Context) error {
 			return err
 		}
 	}
+	if r.secrets.Missing(&r.spec) != nil && !r.cancelled() {
+		if err := r.insist(ctx, "note", func(context.Context) error {
+			return r.log(task.Event{Type: task.EventNote, Message: forgotten})
+		}); err != nil {
+			return err
+		}
+	}
 	return r.insist(ctx, "end", r.endNowhere)
 }
+
+// forgotten is why a run does not get to another machine.
+const forgotten = "this node was started again and has forgotten the secrets of the run, so no other machine can have it: run it again"
 
 // insist does something that only this node can hinder, such as a full disk,
 // until it succeeds.

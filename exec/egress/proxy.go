@@ -2,6 +2,8 @@ package egress
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -24,6 +26,8 @@ type Proxy struct {
 	Narrow Allow                                                        // what the owner of the machine grants at most; nil for all
 	Inside func(netip.AddrPort) bool                                    // addresses that may be dialled although they are not public; nil for none
 	Lookup func(ctx context.Context, host string) ([]netip.Addr, error) // nil: as the machine looks names up
+	Inject []Injection                                                  // secrets, which only their hosts get
+	Roots  *x509.CertPool                                               // that hosts which get a secret are known by; nil for those of the machine
 	Log    *slog.Logger
 
 	once  sync.Once
@@ -76,6 +80,8 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case r.Method == http.MethodConnect:
 		p.connect(w, r)
+	case r.Method == http.MethodTrace && len(p.Inject) > 0:
+		http.Error(w, "TRACE is answered with the request, in which there is a secret", http.StatusMethodNotAllowed)
 	case r.URL.Scheme == "http" && r.URL.Host != "":
 		p.plain.ServeHTTP(w, r)
 	default:
@@ -84,12 +90,10 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (p *Proxy) open() {
-	transport := &http.Transport{DialContext: p.dial, DisableCompression: true, MaxIdleConns: 16, IdleConnTimeout: 30 * time.Second}
+	transport := &http.Transport{DialContext: p.dial, TLSClientConfig: &tls.Config{RootCAs: p.Roots, MinVersion: tls.VersionTLS12}, DisableCompression: true, MaxIdleConns: 16, IdleConnTimeout: 30 * time.Second}
 	p.plain = &httputil.ReverseProxy{
 		Transport: transport,
-		Rewrite: func(r *httputil.ProxyRequest) {
-			r.Out.Host = r.Out.URL.Host // the address decides, not what the run says beside it
-		},
+		Rewrite:   p.rewrite, ModifyResponse: p.hide,
 		FlushInterval: -1, // answers of models come word by word
 		ErrorHandler:  func(w http.ResponseWriter, r *http.Request, err error) { p.fail(w, r.URL.Host, err) },
 		ErrorLog:      slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),

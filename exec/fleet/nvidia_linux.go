@@ -123,6 +123,25 @@ func newNvidiaCard(handle nvml.Device, driver string) (*nvidiaCard, error) {
 
 func (c *nvidiaCard) device() Device { return c.about }
 
+// processes sums up the memory that each process holds of the device, for
+// computing and for graphics. A driver in a container may not know it.
+func (c *nvidiaCard) processes(into map[int]task.Bytes) {
+	for _, ask := range []func() ([]nvml.ProcessInfo, nvml.Return){c.handle.GetComputeRunningProcesses, c.handle.GetGraphicsRunningProcesses} {
+		list, ret := ask()
+		if ret != nvml.SUCCESS {
+			continue
+		}
+		for _, p := range list {
+			if p.UsedGpuMemory != notAvailable {
+				into[int(p.Pid)] += task.Bytes(p.UsedGpuMemory)
+			}
+		}
+	}
+}
+
+// notAvailable is what NVML says of memory that it cannot tell.
+const notAvailable = ^uint64(0)
+
 func (c *nvidiaCard) measure(detail bool) SampleGPU {
 	s := SampleGPU{UUID: c.about.UUID, Percent: Unknown}
 	if m, ret := c.handle.GetMemoryInfo(); ret == nvml.SUCCESS {

@@ -73,6 +73,25 @@ func TestNVIDIA(t *testing.T) {
 	p.Close()
 }
 
+// The memory of a device is told by the process, and none is made up.
+func TestNVIDIAProcesses(t *testing.T) {
+	a, b := fakeH200("GPU-a"), fakeH200("GPU-b")
+	tells := func(list ...nvml.ProcessInfo) func() ([]nvml.ProcessInfo, nvml.Return) {
+		return func() ([]nvml.ProcessInfo, nvml.Return) { return list, nvml.SUCCESS }
+	}
+	a.GetComputeRunningProcessesFunc = tells(nvml.ProcessInfo{Pid: 7, UsedGpuMemory: 1 << 30}, nvml.ProcessInfo{Pid: 8, UsedGpuMemory: ^uint64(0)})
+	a.GetGraphicsRunningProcessesFunc = func() ([]nvml.ProcessInfo, nvml.Return) { return nil, nvml.ERROR_NOT_SUPPORTED }
+	b.GetComputeRunningProcessesFunc = tells(nvml.ProcessInfo{Pid: 7, UsedGpuMemory: 2 << 30})
+	b.GetGraphicsRunningProcessesFunc = tells(nvml.ProcessInfo{Pid: 9, UsedGpuMemory: 1})
+	p := nvidiaProbe(fakeLibrary(a, b, fakeH200("GPU-old"))) // a driver that lacks the symbol panics
+	if _, err := p.Offer(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	same(t, p.Processes([]string{"GPU-a"}), map[int]task.Bytes{7: task.GiB})
+	same(t, p.Processes([]string{"GPU-a", "GPU-b", "GPU-old"}), map[int]task.Bytes{7: 3 * task.GiB, 9: 1})
+	p.Close()
+}
+
 // A split device is offered by its instances, which know less.
 func TestMIG(t *testing.T) {
 	none := func() (uint32, nvml.Return) { return 0, nvml.ERROR_NOT_SUPPORTED }

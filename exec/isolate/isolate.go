@@ -85,6 +85,7 @@ type Job struct {
 	Devices []string          // device nodes, all that it sees
 	Trees   []string          // further folders that it may read, such as those that tell of its devices
 	Proxy   bool              // it gets a listener at [launch.ProxyAddr], in a sandbox
+	Private bool              // further variables come when it starts; see [launch.File]
 	Limits  inside.Limits
 }
 
@@ -109,10 +110,10 @@ func plain(j Job) (launch.Command, error) {
 	c := launch.Command{Args: j.Command, Env: j.environ(j.Work, j.Temp), Dir: j.Work}
 	var err error
 	c.Path, err = launch.LookPath(j.Command[0], j.Env["PATH"], j.Work)
-	if err != nil || j.Limits == (inside.Limits{}) {
+	if err != nil || j.Limits == (inside.Limits{}) && !j.Private {
 		return c, err
 	}
-	return enter(inside.Plan{Command: j.Command, Env: c.Env, Dir: j.Work, Limits: j.Limits}, nil)
+	return j.enter(inside.Plan{Command: j.Command, Env: c.Env, Dir: j.Work, Limits: j.Limits}, nil)
 }
 
 // environ lists the program's variables, with its folders as it sees them.

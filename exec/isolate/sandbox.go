@@ -25,12 +25,12 @@ const (
 // descriptor that it does not read.
 func (m *Machine) sandbox(j Job) (launch.Command, error) {
 	in := inside.Plan{Command: j.Command, Env: j.environ(inside.Work, inside.Temp), Dir: inside.Work, Limits: j.Limits, Landlock: m.Landlock > 0, Devices: j.Devices}
-	var door []launch.File
+	var door []launch.File // the first: bubblewrap's own come behind
 	if j.Proxy {
 		door = []launch.File{{Door: true}}
 		in.Door = launch.FirstFile
 	}
-	c, err := enter(in, door)
+	c, err := j.enter(in, door)
 	if err != nil {
 		return launch.Command{}, err
 	}
@@ -79,7 +79,11 @@ func (b *bwrap) file(f launch.File) string {
 }
 
 // enter returns the command that becomes a run.
-func enter(in inside.Plan, files []launch.File) (launch.Command, error) {
+func (j *Job) enter(in inside.Plan, files []launch.File) (launch.Command, error) {
+	if j.Private {
+		files = append(files, launch.File{Private: true})
+		in.Private = launch.FirstFile + len(files) - 1
+	}
 	b, err := json.Marshal(in)
 	if err != nil {
 		return launch.Command{}, err

@@ -61,6 +61,7 @@ func (f *fit) open() bool {
 
 // rest asks what does not depend on the clock.
 func (f *fit) rest() {
+	f.secrets()
 	f.kind()
 	f.amounts()
 	f.gpus()
@@ -113,6 +114,19 @@ func sub[T task.CPU | task.Bytes](a, b T) T {
 		return 0
 	}
 	return a - b
+}
+
+// secrets keeps those of the submitter from machines of others.
+func (f *fit) secrets() {
+	if f.node.Owner == f.from.Owner {
+		return
+	}
+	for _, s := range f.spec.Secrets {
+		if !s.Others {
+			f.never("secrets", 0, 0, "belongs to %s, and secret %s does not leave your own machines: its manifest can say to: others", f.node.Owner, s.Name)
+			return
+		}
+	}
 }
 
 func (f *fit) alive() {

@@ -45,7 +45,7 @@ func NewClient(h *http.Client, node identity.ID) *Client {
 
 // Start implements [Runner].
 func (c *Client) Start(ctx context.Context, order task.Order, yield func(*task.Event) error) error {
-	body, err := json.Marshal(entriesBody{encodeEntries(order.Entries)})
+	body, err := json.Marshal(entriesBody{encodeEntries(order.Entries), order.Secrets})
 	if err != nil {
 		return fmt.Errorf("order: %w", err)
 	}
@@ -100,7 +100,7 @@ func (c *Client) Renew(ctx context.Context, run string, attempt int, seen uint64
 
 // Settle implements [Runner].
 func (c *Client) Settle(ctx context.Context, run string, entries []*wire.Entry) error {
-	body, err := json.Marshal(entriesBody{encodeEntries(entries)})
+	body, err := json.Marshal(entriesBody{Entries: encodeEntries(entries)})
 	if err != nil {
 		return fmt.Errorf("settlement: %w", err)
 	}

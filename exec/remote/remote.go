@@ -18,7 +18,8 @@
 // nothing the client takes the stream for broken. What is not an event is an
 // answer: {"code":…}, as the body of a response that is no stream or, where one
 // has begun, as {"answer":{…}} in its last line. Orders and settlements carry
-// signed ledger entries: {"entries":["base64",…]}.
+// signed ledger entries: {"entries":["base64",…]}; an order has values of secrets
+// beside them, {"secrets":{"NAME":"value"}}, which are only here and in memory.
 //
 // A caller is who the tunnel says it is. Who is no member, or comes through a
 // browser, gets an empty 404 before anything else is looked at; a member learns
@@ -72,9 +73,11 @@ const (
 	maxEntries = 4 << 20 // the body of an order or a settlement
 )
 
-// entriesBody is the body of an order and of a settlement.
+// entriesBody is the body of an order and of a settlement. An order has the
+// values of the run's secrets beside what is signed.
 type entriesBody struct {
-	Entries [][]byte `json:"entries"`
+	Entries [][]byte          `json:"entries"`
+	Secrets map[string]string `json:"secrets,omitempty"`
 }
 
 func encodeEntries(list []*wire.Entry) [][]byte {

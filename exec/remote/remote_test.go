@@ -435,7 +435,7 @@ func FuzzParseLine(f *testing.F) {
 }
 
 func FuzzParseEntries(f *testing.F) {
-	b, err := json.Marshal(entriesBody{encodeEntries([]*wire.Entry{entry(f, task.KindSubmit)})})
+	b, err := json.Marshal(entriesBody{Entries: encodeEntries([]*wire.Entry{entry(f, task.KindSubmit)}), Secrets: map[string]string{"KEY": "v"}})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -443,7 +443,7 @@ func FuzzParseEntries(f *testing.F) {
 	f.Add([]byte(`{"entries":["AAAA",null]}`))
 	f.Add([]byte(`{"entries":null}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		list, err := parseEntries(b)
+		list, _, err := parseEntries(b)
 		if err != nil {
 			return
 		}

@@ -80,12 +80,12 @@ func (s *Server) start(w http.ResponseWriter, r *http.Request) {
 		badRequest(w, fmt.Errorf("order: no run %q, attempt %q", run, r.URL.Query().Get("attempt")))
 		return
 	}
-	entries, err := readEntries(w, r)
+	entries, secrets, err := readEntries(w, r)
 	if err != nil {
 		badRequest(w, fmt.Errorf("order: %w", err))
 		return
 	}
-	order := task.Order{Run: r.PathValue("id"), Attempt: attempt, From: peerOf(r), Entries: entries}
+	order := task.Order{Run: r.PathValue("id"), Attempt: attempt, From: peerOf(r), Entries: entries, Secrets: secrets}
 	s.stream(w, r, func(ctx context.Context, yield func(*task.Event) error) error {
 		return s.Runner.Start(ctx, order, yield)
 	})
@@ -148,7 +148,7 @@ func (s *Server) renew(w http.ResponseWriter, r *http.Request, run string) {
 }
 
 func (s *Server) settle(w http.ResponseWriter, r *http.Request, run string) {
-	entries, err := readEntries(w, r)
+	entries, _, err := readEntries(w, r)
 	if err != nil {
 		badRequest(w, fmt.Errorf("settlement: %w", err))
 		return
@@ -186,23 +186,24 @@ func (p patientWriter) Write(b []byte) (int, error) {
 }
 
 // readEntries reads the body of an order or a settlement.
-func readEntries(w http.ResponseWriter, r *http.Request) ([]*wire.Entry, error) {
+func readEntries(w http.ResponseWriter, r *http.Request) ([]*wire.Entry, task.Secrets, error) {
 	rc := http.NewResponseController(w)
 	_ = rc.SetReadDeadline(time.Now().Add(writeTimeout))
 	defer func() { _ = rc.SetReadDeadline(time.Time{}) }() // or the end of it would look like the peer's
 	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxEntries))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	return parseEntries(b)
 }
 
-func parseEntries(b []byte) ([]*wire.Entry, error) {
+func parseEntries(b []byte) ([]*wire.Entry, task.Secrets, error) {
 	var body entriesBody
 	if err := json.Unmarshal(b, &body); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return decodeEntries(body.Entries)
+	entries, err := decodeEntries(body.Entries)
+	return entries, body.Secrets, err
 }
 
 func fail(w http.ResponseWriter, err error) {

@@ -92,6 +92,7 @@ func (r *Runner) take(ctx context.Context, o *task.Order, w wish) (*live, error)
 	}
 	x, life := newLive(r, o.Run)
 	x.attempt, x.from, x.spec = o.Attempt, o.From, w.spec
+	x.secrets = o.Secrets
 	if length := w.spec.LeaseLength(); length > 0 {
 		x.lease = lease.NewHolder(length)
 	}
@@ -184,6 +185,9 @@ func (r *Runner) accept(ctx context.Context, x *live, o *task.Order, w wish) err
 	again := x.lease != nil && p.finished != nil && o.Attempt > p.accepted.Attempt
 	if p.accepted != nil && !again {
 		return r.refuse(ctx, o, p.own, otherAttempt(p.accepted.Attempt))
+	}
+	if err := o.Secrets.Check(&w.spec); err != nil {
+		return r.refuse(ctx, o, p.own, task.Reasonf("secrets", "did not get what the run needs: %v", err))
 	}
 	if reasons := r.admit(x); len(reasons) > 0 {
 		return r.refuse(ctx, o, p.own, reasons...)

@@ -18,6 +18,7 @@ func (x *live) finish(fin task.Finished) {
 	x.use = Use{} // before anybody can know that it has ended
 	x.r.mu.Unlock()
 	defer x.r.drop(x)
+	fin.Manifest, fin.Policy = x.spec.Manifest, x.grant.Policy
 	if len(x.spec.Outputs) > 0 { // which may take long
 		x.remember(fin)
 		x.collect(&fin)

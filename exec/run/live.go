@@ -28,6 +28,7 @@ type live struct {
 	attempt int
 	from    identity.ID
 	spec    task.Spec
+	secrets task.Secrets // values; nil in a later life, where its supervisor has them
 	grant   Grant
 	level   string      // of isolation
 	limits  task.Limits // that hold

@@ -97,6 +97,9 @@ func (r *Runner) group(run string, limits cgroup.Limits) (*cgroup.Group, error) 
 
 // launch gives the run to a supervisor, unless it is to end already.
 func (x *live) launch(ctx context.Context) (*supervise.Watch, error) {
+	if err := x.secrets.Missing(&x.spec); err != nil { // they were in the memory of an earlier life
+		return nil, lostEnd("%s, and it had not started", nodeStopped)
+	}
 	s, err := x.r.keeper.take()
 	if err != nil {
 		return nil, err
@@ -107,7 +110,7 @@ func (x *live) launch(ctx context.Context) (*supervise.Watch, error) {
 		_ = s.Close()
 		return nil, context.Cause(ctx)
 	}
-	w, err := s.Start(x.dir)
+	w, err := s.Start(x.dir, x.private())
 	x.watch = w
 	return w, err
 }
@@ -167,6 +170,7 @@ func (x *live) follow(w *supervise.Watch, fin *task.Finished) error {
 	defer out.close()
 	defer x.letOut()()
 	x.regather()
+	defer x.watchVRAM(fin)()
 	rest := func() []task.Draft { return nil }
 	begun := func(at time.Time) error {
 		if !isClosed(x.begun) {
@@ -257,6 +261,7 @@ func (x *live) concluded(out *output, begun func(time.Time) error, fin *task.Fin
 		x.r.cfg.Log.Error("cannot kill all that a run has started", "run", x.id, "err", e.Left)
 	}
 	fin.Usage.WallMS, fin.Usage.CPUMS, fin.Usage.MaxRSS = e.WallMS, e.CPUMS, task.Bytes(e.MaxRSS)
+	fin.Usage.PeakMemory = task.Bytes(e.Memory)
 	fin.Usage.Output, fin.Usage.Dropped = task.Bytes(e.Output), task.Bytes(e.Dropped)
 	fin.Usage.GPUMS = e.WallMS * uint64(len(x.grant.Devices))
 	if !e.Started.IsZero() {

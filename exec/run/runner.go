@@ -33,6 +33,7 @@ import (
 	"time"
 
 	"github.com/balanceai/balance/exec/blob"
+	"github.com/balanceai/balance/exec/egress"
 	"github.com/balanceai/balance/exec/isolate"
 	"github.com/balanceai/balance/exec/journal"
 	"github.com/balanceai/balance/exec/spare"
@@ -71,6 +72,10 @@ type Config struct {
 	// call the Runner. Reasons refuse the run.
 	Admit func(Ask) (Grant, []task.Reason)
 
+	// VRAM tells how much memory of some GPUs each process holds; nil for a
+	// machine that cannot tell. A process that is not in it is not known.
+	VRAM func(devices []string) map[int]task.Bytes
+
 	// Machine is what this machine can put between itself and a run; nil for
 	// nothing.
 	Machine *isolate.Machine
@@ -87,6 +92,8 @@ type Config struct {
 	// Join carries a connection to a rank of a gang on another machine, which
 	// answers it with [Runner.Dial]. Without it there are no ranks here.
 	Join func(ctx context.Context, node identity.ID, run string, c net.Conn) error
+
+	letOut func(*egress.Proxy) // lets runs reach a test's own servers; nil but in tests
 }
 
 // Ask is a question to the owner of the machine.

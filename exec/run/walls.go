@@ -101,8 +101,11 @@ func (x *live) walls() (launch.Command, cgroup.Limits, error) {
 	proxy := x.level == isolate.Sandbox && len(x.spec.Network) > 0
 	if proxy {
 		maps.Copy(env, egress.Environ(launch.ProxyAddr))
+		if err := secretURLs(&x.spec, env); err != nil {
+			return launch.Command{}, cgroup.Limits{}, err
+		}
 	}
-	j := isolate.Job{Level: x.level, Command: x.spec.Command, Env: env, Work: x.work(), Temp: x.temp(), Limits: own, Proxy: proxy}
+	j := isolate.Job{Level: x.level, Command: x.spec.Command, Env: env, Work: x.work(), Temp: x.temp(), Limits: own, Proxy: proxy, Private: x.spec.Exposed()}
 	if j.Level != isolate.Process {
 		var err error
 		if j.Devices, j.Trees, err = isolate.Devices("/", x.grant.Devices); err != nil {
@@ -142,6 +145,12 @@ func (x *live) letOut() (stop func()) {
 	p, err := wayOut(o.Network, o.Narrow, x.r.cfg.Log)
 	if err != nil {
 		return func() {} // it was refused before
+	}
+	if p.Inject, err = injections(&x.spec, x.kept()); err != nil {
+		x.r.cfg.Log.Warn("a run goes on without its secrets", "run", x.id, "err", err)
+	}
+	if x.r.cfg.letOut != nil {
+		x.r.cfg.letOut(p)
 	}
 	ln, err := supervise.ListenNet(x.dir)
 	if err != nil {

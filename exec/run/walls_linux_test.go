@@ -111,6 +111,35 @@ func TestSandboxCancel(t *testing.T) {
 	}
 }
 
+// What a grandchild uses is in the account, also of one that outlives its parent
+// and is waited for by nobody of the run.
+func TestUsageOfAll(t *testing.T) {
+	const spin = `while :; do i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; set -- $(cat /proc/$$/stat); [ $((${14}+${15})) -ge 100 ] && break; done`
+	for name, open := range map[string]func(testing.TB) *lab{"process": newLab, "sandbox": newSandboxLab} {
+		t.Run(name, func(t *testing.T) {
+			l := open(t)
+			for what, command := range map[string]string{
+				"waited for": "sh -c \"$0\"; exit 0",
+				"orphan":     "(setsid sh -c \"$0; touch done\" &) ; while [ ! -e done ]; do sleep 0.1; done",
+			} {
+				s := spec("sh", "-c", command, spin)
+				s.Limits.Memory = 256 * task.MiB
+				if !l.control.Groups.Can().Memory {
+					s.Limits.Memory = 0
+				}
+				r := l.run(order(s))
+				u := r.account.Usage
+				if r.account.ExitCode != 0 || u.CPUMS < 1000 || u.CPUMS > u.WallMS*4+1000 {
+					t.Errorf("%s: exit code %d, %+v, stderr %q", what, r.account.ExitCode, u, r.stderr.String())
+				}
+				if s.Limits.Memory > 0 && (u.PeakMemory < 100*task.KiB || u.PeakMemory > s.Limits.Memory) {
+					t.Errorf("%s: %v of memory", what, u.PeakMemory)
+				}
+			}
+		})
+	}
+}
+
 // Another owner's run on a machine that has no sandbox is refused, and says why.
 func TestNoSandboxRefused(t *testing.T) {
 	l := newLab(t)

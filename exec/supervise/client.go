@@ -68,10 +68,25 @@ func Ready() (*Spare, error) {
 // Close ends a supervisor that has no run.
 func (s *Spare) Close() error { return s.conn.Close() }
 
-// Start gives it the run of which the order is in a folder. Where another
-// supervisor has the run, the watch ends at once with [ErrNone].
-func (s *Spare) Start(dir string) (*Watch, error) {
-	if _, err := fmt.Fprintf(s.conn, "%s\n", dir); err != nil {
+// Private is what a supervisor keeps in memory, because it may be in no file.
+type Private struct {
+	Env  []string          `json:"env,omitempty"`  // for the program; see [launch.File]
+	Keep map[string]string `json:"keep,omitempty"` // for the node, which gets it back with [Kept]
+}
+
+// Start gives it the run of which the order is in a folder, and what is private
+// of it; nil for nothing. Where another supervisor has the run, the watch ends
+// at once with [ErrNone].
+func (s *Spare) Start(dir string, private *Private) (*Watch, error) {
+	var say []byte
+	if private != nil {
+		b, err := json.Marshal(private)
+		if err != nil {
+			return nil, err
+		}
+		say = append(fmt.Appendf(nil, "%s%d\n", privateLine, len(b)), b...)
+	}
+	if _, err := s.conn.Write(fmt.Appendf(say, "%s\n", dir)); err != nil {
 		_ = s.conn.Close()
 		return nil, fmt.Errorf("start supervisor: %w", err)
 	}
@@ -95,6 +110,28 @@ func Dial(dir string) (*Watch, error) {
 		return nil, err
 	}
 	return newWatch(conn), nil
+}
+
+// Kept returns what the supervisor of the run in a folder was given to keep.
+func Kept(dir string) (map[string]string, error) {
+	conn, err := dial(dir, "kept")
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	in := bufio.NewReader(conn)
+	line, err := in.ReadString('\n')
+	switch {
+	case err != nil:
+		return nil, ErrGone
+	case line != hello+"\n":
+		return nil, fmt.Errorf("%w: %.40q", ErrVersion, line)
+	}
+	var kept map[string]string
+	if err := json.NewDecoder(in).Decode(&kept); err != nil {
+		return nil, fmt.Errorf("ask supervisor: %w", err)
+	}
+	return kept, nil
 }
 
 func dial(dir, what string) (net.Conn, error) {

@@ -71,6 +71,14 @@ func (g *group) events() cgroup.Events {
 	return g.cgroup.Events()
 }
 
+// usage tells what all of the group has used so far.
+func (g *group) usage() cgroup.Usage {
+	if g.cgroup == nil {
+		return cgroup.Usage{}
+	}
+	return g.cgroup.Usage()
+}
+
 // terminate asks the program, and what shares its process group, to end. Those
 // that hold a sandbox are in the group as well, and would take the run with them
 // before it can do anything about it: where there is one, they are left out.

@@ -33,6 +33,8 @@ type group struct{ pid int }
 
 func (*group) events() cgroup.Events { return cgroup.Events{} }
 
+func (*group) usage() cgroup.Usage { return cgroup.Usage{} }
+
 func children() []int { return nil }
 
 // orphans finds nothing here.

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"strconv"
@@ -38,7 +39,7 @@ func supervise() int {
 	adoptOrphans()
 	warm()
 	in := bufio.NewReaderSize(conn, 512)
-	dir, err := in.ReadString('\n')
+	dir, private, err := readStart(in)
 	if err != nil {
 		return 0
 	}
@@ -49,7 +50,7 @@ func supervise() int {
 	if err != nil {
 		return 1 // somebody else has it, or the folder cannot be written to
 	}
-	s := &server{watchers: map[*watcher]bool{}}
+	s := &server{watchers: map[*watcher]bool{}, private: private}
 	go s.accept(ln)
 	s.watch(conn, in)
 	exit := s.run()
@@ -61,6 +62,37 @@ func supervise() int {
 	s.finish()
 	persist()
 	return 0
+}
+
+// privateLine begins the line before what is private of a run, with its length.
+const privateLine = "private "
+
+// maxPrivate bounds it.
+const maxPrivate = 16 << 20
+
+// readStart reads which run it is to be, and what is private of it.
+func readStart(in *bufio.Reader) (dir string, private Private, err error) {
+	line, err := in.ReadString('\n')
+	if err != nil {
+		return "", private, err
+	}
+	if text, ok := strings.CutPrefix(line, privateLine); ok {
+		n, err := strconv.Atoi(strings.TrimSuffix(text, "\n"))
+		if err != nil || n < 0 || n > maxPrivate {
+			return "", private, errors.New("what is private of a run has no length")
+		}
+		b := make([]byte, n)
+		if _, err := io.ReadFull(in, b); err != nil {
+			return "", private, err
+		}
+		if err := json.Unmarshal(b, &private); err != nil {
+			return "", private, err
+		}
+		if line, err = in.ReadString('\n'); err != nil {
+			return "", private, err
+		}
+	}
+	return line, private, nil
 }
 
 // warm has in memory what an order needs, while there is time.

@@ -2,10 +2,12 @@ package supervise
 
 import (
 	"cmp"
+	"encoding/json"
 	"errors"
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 
@@ -85,7 +87,7 @@ func (s *server) run() *Exit {
 		f.close()
 		return cannot(err)
 	}
-	more, err := launch.Command{Files: o.Files}.Open()
+	more, err := launch.Command{Files: s.private.fill(o.Files)}.Open()
 	if err != nil {
 		f.close()
 		return cannot(err)
@@ -118,6 +120,17 @@ func (s *server) run() *Exit {
 	exit := s.wait(p, proc)
 	exit.Started, exit.Said = began, said(more.Report)
 	return exit
+}
+
+// fill puts the private variables into the file for them.
+func (p *Private) fill(files []launch.File) []launch.File {
+	out := slices.Clone(files)
+	for i := range out {
+		if out[i].Private {
+			out[i].Data, _ = json.Marshal(p.Env) // strings can be
+		}
+	}
+	return out
 }
 
 // whileLeased kills the run when its lease has run out, whether there is a node
@@ -202,7 +215,7 @@ func (s *server) wait(p *program, proc *os.Process) *Exit {
 		p.out.ended(linger)
 	}
 	e := &Exit{End: why}
-	did := p.events()
+	did, used := p.events(), p.usage()
 	if err := p.sweep(); err != nil {
 		e.Left = err.Error()
 	}
@@ -215,6 +228,7 @@ func (s *server) wait(p *program, proc *os.Process) *Exit {
 	e.WallMS = uint64(time.Since(p.began).Milliseconds())
 	e.Output, e.Dropped = p.out.sum()
 	e.fill(state)
+	e.account(used)
 	if e.End == nil {
 		e.End = p.order.overran(e, did)
 	}
@@ -228,8 +242,6 @@ func (e *Exit) fill(state *os.ProcessState) {
 		e.Error = "nobody saw how it ended"
 		return
 	}
-	e.CPUMS = uint64((state.UserTime() + state.SystemTime()).Milliseconds())
-	e.MaxRSS = maxRSS(state)
 	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
 		e.Signal = int(status.Signal())
 		return
@@ -274,12 +286,15 @@ func (f *files) close() {
 	}
 }
 
-// maxRSS returns the largest resident set of the program and of those that it
-// waited for, in bytes. See getrusage(2).
-func maxRSS(state *os.ProcessState) int64 {
-	usage, ok := state.SysUsage().(*syscall.Rusage)
-	if !ok || usage.Maxrss < 0 {
-		return 0
+// account says what the run has used. Its group knows of every process. Without
+// one there are those that have ended and were waited for, by the program or here:
+// this process has no other children. See getrusage(2).
+func (e *Exit) account(used cgroup.Usage) {
+	e.Memory = used.Memory
+	var all syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_CHILDREN, &all); err == nil {
+		used.CPU = max(used.CPU, time.Duration(all.Utime.Nano()+all.Stime.Nano()))
+		e.MaxRSS = max(0, int64(all.Maxrss)*rssUnit)
 	}
-	return int64(usage.Maxrss) * rssUnit
+	e.CPUMS = uint64(used.CPU.Milliseconds())
 }

@@ -13,7 +13,8 @@ import (
 
 // server tells nodes what happens, and does what they say.
 type server struct {
-	wg sync.WaitGroup // of those that tell
+	wg      sync.WaitGroup // of those that tell
+	private Private
 
 	mu       sync.Mutex
 	watchers map[*watcher]bool
@@ -59,6 +60,11 @@ func (s *server) greet(conn net.Conn) {
 	switch strings.TrimSuffix(line, "\n") {
 	case "watch":
 		s.watch(conn, in)
+	case "kept":
+		defer conn.Close()
+		if _, err := fmt.Fprintf(conn, "%s\n", hello); err == nil {
+			_ = json.NewEncoder(conn).Encode(s.private.Keep) // who has gone asks again
+		}
 	case "stdin":
 		defer conn.Close()
 		s.mu.Lock()

@@ -30,7 +30,9 @@
 // when the log has grown, "x" when the exit is written. The node sends lines
 // "end <0 or 1> <End>", to end the run, at once with 1, and "hold <0 or 1>" to
 // have it stand still. A connection of which the first line is
-// "stdin <offset>" takes standard input instead: see [Stdin]. A line that is not
+// "stdin <offset>" takes standard input instead: see [Stdin]. One that begins with
+// "kept" is answered with what the supervisor was given to keep in memory: see
+// [Private]. A line that is not
 // known is passed over, so that a node may be newer than the supervisor; another
 // number in the first line means that they cannot speak at all.
 package supervise
@@ -112,6 +114,7 @@ type Exit struct {
 	WallMS  uint64
 	CPUMS   uint64
 	MaxRSS  int64  // bytes, of the largest process
+	Memory  uint64 // bytes, of all processes together; 0: not measured
 	Output  int64  // bytes written
 	Dropped int64  // of those, not in the log
 	End     *End   // what made it end; nil for nothing

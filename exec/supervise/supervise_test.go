@@ -167,7 +167,7 @@ func TestFence(t *testing.T) {
 	if err := WriteOrder(dir, &Order{Run: "r", Program: "/bin/true", Argv: []string{"true"}, Dir: dir}); err != nil {
 		t.Fatal(err)
 	}
-	w, err := s.Start(dir)
+	w, err := s.Start(dir, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,6 +23,7 @@ type Order struct {
 	Attempt int
 	From    identity.ID   // who sent it, as the tunnel proves
 	Entries []*wire.Entry // the submitter's submit and place
+	Secrets Secrets       // values of those that the spec names; who has the attempt already needs none
 }
 
 // Refusal is a machine's answer that it does not run an attempt, as an error.

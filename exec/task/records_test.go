@@ -48,8 +48,8 @@ func records(t testing.TB) map[string]any {
 		KindRefused:  &Refused{Attempt: 1, Reasons: []Reason{fullReason()}},
 		KindStarted:  &Started{Attempt: 1, Millis: 1_700_000_000_000},
 		KindFinished: &Finished{
-			Attempt: 1, State: Failed, ExitCode: 137, Reason: "signal: killed", Outputs: wire.Hash{7},
-			Usage: Usage{WallMS: 1, CPUMS: 2, MaxRSS: 3, Output: 4, Dropped: 5, GPUMS: 6, PeakVRAM: 7, InBytes: 8, OutBytes: 9},
+			Attempt: 1, State: Failed, ExitCode: 137, Reason: "signal: killed", Outputs: wire.Hash{7}, Manifest: wire.Hash{8}, Policy: wire.Hash{9},
+			Usage: Usage{WallMS: 1, CPUMS: 2, MaxRSS: 3, Output: 4, Dropped: 5, GPUMS: 6, PeakVRAM: 7, InBytes: 8, OutBytes: 9, PeakMemory: 10},
 		},
 	}
 }

@@ -140,6 +140,11 @@ type Finished struct {
 	Outputs  wire.Hash `cbor:"6,keyasint" json:"outputs,omitzero"`           // listing of the output files; zero for none
 	Cause    string    `cbor:"26,keyasint,omitempty" json:"cause,omitempty"` // which limit has ended it: one of Cause…
 
+	// Manifest and Policy are the digests of what it ran by: the manifest of the
+	// agent, zero for a bare command, and the terms of the machine's owner.
+	Manifest wire.Hash `cbor:"27,keyasint,omitzero" json:"manifest,omitzero"`
+	Policy   wire.Hash `cbor:"28,keyasint,omitzero" json:"policy,omitzero"`
+
 	// Lost says that the machine has lost the run, which did not end by itself:
 	// its lease ran out, or the node stopped. A run that may be retried is.
 	Lost bool `cbor:"32,keyasint,omitempty" json:"lost,omitempty"`
@@ -156,17 +161,25 @@ const (
 // Usage is what a run used, as the executor measured it.
 type Usage struct {
 	WallMS   uint64 `cbor:"1,keyasint" json:"wall_ms"`
-	CPUMS    uint64 `cbor:"2,keyasint" json:"cpu_ms"`    // user and system
-	MaxRSS   Bytes  `cbor:"3,keyasint" json:"max_rss"`   // of its largest process
-	Output   Bytes  `cbor:"4,keyasint" json:"output"`    // written to standard output and error
-	Dropped  Bytes  `cbor:"5,keyasint" json:"dropped"`   // of that, not kept
-	GPUMS    uint64 `cbor:"6,keyasint" json:"gpu_ms"`    // devices held × wall time
-	PeakVRAM Bytes  `cbor:"7,keyasint" json:"peak_vram"` // of its processes on all devices; 0 where not measured
-	InBytes  Bytes  `cbor:"8,keyasint" json:"bytes_in"`  // inputs fetched over the mesh
-	OutBytes Bytes  `cbor:"9,keyasint" json:"bytes_out"` // size of the output files
+	CPUMS    uint64 `cbor:"2,keyasint" json:"cpu_ms"`              // user and system
+	MaxRSS   Bytes  `cbor:"3,keyasint" json:"max_rss"`             // of its largest process
+	Output   Bytes  `cbor:"4,keyasint" json:"output"`              // written to standard output and error
+	Dropped  Bytes  `cbor:"5,keyasint" json:"dropped"`             // of that, not kept
+	GPUMS    uint64 `cbor:"6,keyasint" json:"gpu_ms"`              // devices held × wall time
+	PeakVRAM Bytes  `cbor:"7,keyasint" json:"peak_vram,omitempty"` // of its processes on all devices together; absent where the driver does not tell
+	InBytes  Bytes  `cbor:"8,keyasint" json:"bytes_in"`            // inputs fetched over the mesh
+	OutBytes Bytes  `cbor:"9,keyasint" json:"bytes_out"`           // size of the output files
+
+	// PeakMemory is what all its processes together held at most at one time;
+	// absent where no control group has counted it.
+	PeakMemory Bytes `cbor:"60,keyasint,omitempty" json:"peak_memory,omitempty"`
 
 	Models ModelUsage `cbor:"40,keyasint,omitzero" json:"models,omitzero"` // what it asked of models
 }
+
+// Peak is the most memory that the run is known to have held: of all its
+// processes where that was counted, else of the largest one.
+func (u *Usage) Peak() Bytes { return max(u.PeakMemory, u.MaxRSS) }
 
 // Status is what the entries of a run's topic add up to.
 type Status struct {

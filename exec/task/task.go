@@ -69,6 +69,10 @@ type Spec struct {
 	// example.org, example.org:8443, *.example.org; see package egress.
 	Network []string `cbor:"21,keyasint,omitempty" json:"network,omitempty"`
 
+	// Secrets names what the run gets of its submitter's secrets; their values are
+	// in no record.
+	Secrets []Secret `cbor:"22,keyasint,omitempty" json:"secrets,omitempty"`
+
 	Retry  Retry         `cbor:"27,keyasint,omitempty" json:"retry,omitempty"`    // whether it is started again when its machine is lost
 	Lease  time.Duration `cbor:"28,keyasint,omitempty" json:"lease_ns,omitempty"` // how long its machine goes on without its submitter, where it may be started again; 0: [lease.Default]
 	Models []Model       `cbor:"32,keyasint,omitempty" json:"models,omitempty"`   // that it asks; the first is the one that it uses unless it says so
@@ -163,7 +167,7 @@ func (s *Spec) Check() error {
 	case s.Isolation != "" && s.Isolation != LevelProcess && s.Isolation != LevelSandbox:
 		return fmt.Errorf("unknown isolation %q: it is %s or %s", s.Isolation, LevelProcess, LevelSandbox)
 	}
-	if err := s.checkRetry(); err != nil {
+	if err := errors.Join(s.checkRetry(), s.checkSecrets()); err != nil {
 		return err
 	}
 	if err := s.checkGang(); err != nil {

@@ -25,7 +25,8 @@ type Plan struct {
 	Limits   Limits   `json:"limits"`
 	Landlock bool     `json:"landlock,omitempty"` // the second wall of a sandbox
 	Devices  []string `json:"devices,omitempty"`
-	Door     int      `json:"door,omitempty"` // descriptor of a [launch.File] that is one; 0 for none
+	Door     int      `json:"door,omitempty"`    // descriptor of a [launch.File] that is one; 0 for none
+	Private  int      `json:"private,omitempty"` // descriptor of one with further variables; 0 for none
 }
 
 // Limits are those that each process of a run has for itself; 0 for none. They

@@ -62,6 +62,13 @@ func become(plan, report *os.File) error {
 			return fmt.Errorf("the way out: %w", err)
 		}
 	}
+	if in.Private > 0 {
+		var more []string
+		if err := json.NewDecoder(os.NewFile(uintptr(in.Private), "private")).Decode(&more); err != nil {
+			return fmt.Errorf("its secrets: %w", err)
+		}
+		in.Env = append(in.Env, more...)
+	}
 	if in.Landlock {
 		if err := enclose(in.Devices); err != nil {
 			return fmt.Errorf("landlock: %w", err)

@@ -16,10 +16,11 @@ type Command struct {
 
 // File is a descriptor that a [Command] starts with: one of these.
 type File struct {
-	Data   []byte `json:"data,omitempty"`   // a file with this in it, to read
-	Self   bool   `json:"self,omitempty"`   // this program
-	Report bool   `json:"report,omitempty"` // a pipe that tells what became of the start; see [Report]
-	Door   bool   `json:"door,omitempty"`   // a socket over which a listener in the run's network comes out; see [Listener]
+	Data    []byte `json:"data,omitempty"`    // a file with this in it, to read
+	Self    bool   `json:"self,omitempty"`    // this program
+	Report  bool   `json:"report,omitempty"`  // a pipe that tells what became of the start; see [Report]
+	Private bool   `json:"private,omitempty"` // a file with variables that are in no order: whoever opens it fills in Data
+	Door    bool   `json:"door,omitempty"`    // a socket over which a listener in the run's network comes out; see [Listener]
 }
 
 // FirstFile is the descriptor of the first of a command's files.
