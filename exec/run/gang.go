@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -117,7 +118,11 @@ func (x *live) meet(want []int, keep bool) (*rally, error) {
 		if rank == m.Rank && !keep {
 			continue
 		}
-		ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp4", local(want[rank]))
+		listen := listenAt
+		if rank == m.Rank && want[rank] == 0 {
+			listen = listenApart
+		}
+		ln, err := listen(ctx, want[rank])
 		if err != nil {
 			meet.close()
 			return nil, err
@@ -144,6 +149,28 @@ func (x *live) meet(want []int, keep bool) (*rally, error) {
 	return meet, nil
 }
 
+func listenAt(ctx context.Context, port int) (net.Listener, error) {
+	return (&net.ListenConfig{}).Listen(ctx, "tcp4", local(port))
+}
+
+// Ports that systems do not give to outgoing connections by themselves: one that
+// is let go for the program to listen at is not taken in between.
+const (
+	firstApart = 20_000
+	lastApart  = 32_000
+)
+
+// listenApart listens at any of those.
+func listenApart(ctx context.Context, _ int) (ln net.Listener, err error) {
+	for range 100 {
+		ln, err = listenAt(ctx, firstApart+rand.IntN(lastApart-firstApart))
+		if err == nil {
+			return ln, nil
+		}
+	}
+	return nil, err
+}
+
 func local(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
 
 // lead carries connections to another rank until the listener is closed.
@@ -152,7 +179,7 @@ func (x *live) lead(ctx context.Context, meet *rally, ln net.Listener, rank int)
 	for {
 		c, err := ln.Accept()
 		if err != nil {
-			if ctx.Err() == nil {
+			if !errors.Is(err, net.ErrClosed) {
 				x.r.cfg.Log.Error("a rank does not reach another one any more", "run", x.id, "rank", rank, "err", err)
 			}
 			return
@@ -166,19 +193,25 @@ func (x *live) lead(ctx context.Context, meet *rally, ln net.Listener, rank int)
 	}
 }
 
-// close ends all ways to the others.
+// lastWords is how long what a rank has said before it ended may be on its way.
+const lastWords = 5 * time.Second
+
+// close ends all ways to the others. What is on its way still arrives: a rank
+// that has said its last word may end before its node has passed it on.
 func (g *rally) close() {
 	if g == nil {
 		return
 	}
-	g.stop()
 	if g.own != nil {
 		_ = g.own.Close()
 	}
 	for _, ln := range g.others {
 		_ = ln.Close()
 	}
+	late := time.AfterFunc(lastWords, g.stop)
+	defer late.Stop()
 	g.streams.Wait()
+	g.stop()
 }
 
 // environ tells a rank who and where it is, in this program's words and in those

@@ -32,7 +32,9 @@ func TestMain(m *testing.M) {
 		misbehave(mode, os.Args[1:])
 		os.Exit(0)
 	}
-	goleak.VerifyTestMain(m)
+	// Supervisors outlive the Runner, and the goroutines that wait for their end
+	// are there as long.
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/balanceai/balance/exec/supervise.Ready.func1"))
 }
 
 var (
