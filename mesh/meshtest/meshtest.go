@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"sync"
@@ -99,14 +100,27 @@ func Prepare(t testing.TB, n int) *Mesh {
 	}
 	for range n {
 		m.Keys = append(m.Keys, NewKeys(t))
-		c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := listen(t)
 		defer func() { _ = c.Close() }() // after all have got a port of their own
 		m.addrs = append(m.addrs, c.LocalAddr().(*net.UDPAddr).AddrPort())
 	}
 	return m
+}
+
+// listen opens a UDP port that stays free after it was closed: it is below
+// those that systems give to whoever asks for any.
+func listen(t testing.TB) *net.UDPConn {
+	t.Helper()
+	var last error
+	for range 100 {
+		c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 12000 + rand.IntN(20000)})
+		if err == nil {
+			return c
+		}
+		last = err
+	}
+	t.Fatal(last)
+	return nil
 }
 
 // NewKeys makes the keys of a node.
