@@ -78,6 +78,11 @@ type Private struct {
 // of it; nil for nothing. Where another supervisor has the run, the watch ends
 // at once with [ErrNone].
 func (s *Spare) Start(dir string, private *Private) (*Watch, error) {
+	o, err := ReadOrder(dir)
+	if err != nil {
+		_ = s.conn.Close()
+		return nil, fmt.Errorf("start supervisor: %w", err)
+	}
 	var say []byte
 	if private != nil {
 		b, err := json.Marshal(private)
@@ -86,7 +91,7 @@ func (s *Spare) Start(dir string, private *Private) (*Watch, error) {
 		}
 		say = append(fmt.Appendf(nil, "%s%d\n", privateLine, len(b)), b...)
 	}
-	if _, err := s.conn.Write(fmt.Appendf(say, "%s\n", dir)); err != nil {
+	if _, err := s.conn.Write(fmt.Appendf(say, "%s %s\n", o.Token, dir)); err != nil {
 		_ = s.conn.Close()
 		return nil, fmt.Errorf("start supervisor: %w", err)
 	}

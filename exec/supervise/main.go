@@ -23,8 +23,8 @@ func init() {
 	}
 }
 
-// control is the file on which a supervisor is told what to do: the folder of
-// the run, in a line. From then on it is a connection like the others.
+// control is the file on which a supervisor is told what to do: the token of the
+// order and the folder that it is in, in a line. From then on it is a connection like the others.
 const controlFd = 3
 
 // supervise is the life of a supervisor. It ends at once when the node does
@@ -43,8 +43,12 @@ func supervise() int {
 	if err != nil {
 		return 0
 	}
-	if err := os.Chdir(strings.TrimSuffix(dir, "\n")); err != nil {
+	token, dir, _ := strings.Cut(strings.TrimSuffix(dir, "\n"), " ")
+	if err := os.Chdir(dir); err != nil {
 		return 1
+	}
+	if o, err := ReadOrder("."); err != nil || o.Token != token {
+		return 1 // the folder has been made anew meanwhile, for another attempt
 	}
 	ln, err := claim()
 	if err != nil {

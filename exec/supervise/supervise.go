@@ -38,6 +38,7 @@
 package supervise
 
 import (
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -65,6 +66,7 @@ const hello = Name + " 1"
 
 // Order is all that is to be known of a program to start it.
 type Order struct {
+	Token   string        // of this order alone; set by [WriteOrder]
 	Run     string        // its id
 	Node    string        // name of the machine; both are in the program's environment
 	Boot    string        // of the machine, as [Boot] has it
@@ -124,6 +126,7 @@ type Exit struct {
 
 // WriteOrder puts the order into the run's folder.
 func WriteOrder(dir string, o *Order) error {
+	o.Token = rand.Text()
 	b, err := json.Marshal(o)
 	if err == nil {
 		err = replace(filepath.Join(dir, orderFile), b)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"syscall"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -197,4 +198,39 @@ func FuzzLog(f *testing.F) {
 			t.Errorf("%x was read as %x", b, again)
 		}
 	})
+}
+
+// A supervisor that comes late does not take the folder that another attempt has
+// been given meanwhile.
+func TestLateSupervisor(t *testing.T) {
+	dir := t.TempDir()
+	s, err := Ready()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.proc.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	order := func() {
+		if err := WriteOrder(dir, &Order{Run: "r", Program: "/bin/true", Argv: []string{"true"}, Dir: dir}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	order()
+	w, err := s.Start(dir, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	order() // of the next attempt
+	if err := s.proc.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := w.Next(); !errors.Is(err, ErrNone) {
+		t.Errorf("it says: %v", err)
+	}
+	if _, err := Dial(dir); !errors.Is(err, ErrNone) {
+		t.Errorf("the folder is taken: %v", err)
+	}
 }
