@@ -25,7 +25,10 @@ import (
 	"github.com/balanceai/balance/mesh/wire"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	// A supervisor ends some time after the Runner that had it ready.
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/balanceai/balance/exec/supervise.Ready.func1"))
+}
 
 // lab is a dispatcher among machines. hydra fits best, then io, then juno.
 type lab struct {
@@ -87,7 +90,7 @@ func (l *lab) up() {
 	if l.d, err = New(l.cfg); err != nil {
 		l.t.Fatal(err)
 	}
-	l.d.times = times{connect: 50 * time.Millisecond, retryMin: time.Millisecond, retryMax: 5 * time.Millisecond, lost: 10 * time.Millisecond, gang: 2 * time.Millisecond}
+	l.d.times = times{connect: 50 * time.Millisecond, retryMin: time.Millisecond, retryMax: 5 * time.Millisecond, lost: 10 * time.Millisecond, gang: 2 * time.Millisecond, look: 10 * time.Millisecond}
 	if err := l.d.Resume(l.t.Context()); err != nil {
 		l.t.Fatal(err)
 	}

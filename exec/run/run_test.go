@@ -368,7 +368,9 @@ func TestClose(t *testing.T) {
 				return w.r.add(e)
 			})
 		}()
+		w.mu.Lock()
 		n := w.r.stdout.Len()
+		w.mu.Unlock()
 		w.until("more output", func(r *result) bool { return r.stdout.Len() > n+100 })
 	}
 	if err := l.Stdin(t.Context(), o.Run, 5, strings.NewReader("input\n")); err != nil {
