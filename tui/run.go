@@ -140,6 +140,12 @@ func (p *runPage) note(e task.Event) {
 	switch e.Type {
 	case task.EventStarted:
 		s.Started = e.Time
+	case task.EventNote:
+		if e.State != "" {
+			s.Reason = e.Message
+		}
+	case task.EventPlaced:
+		s.Reason = ""
 	case task.EventFinished:
 		s.Finished, s.ExitCode = e.Time, e.ExitCode
 		s.Reason = cmp.Or(e.Message, s.Reason)
@@ -194,6 +200,8 @@ func (p *runPage) quiet() string {
 		return "It has written nothing."
 	case p.state.State == task.Running:
 		return "It has written nothing yet."
+	case p.state.State == task.Waiting:
+		return "It waits for a machine that has room."
 	default:
 		return "It has not started yet."
 	}

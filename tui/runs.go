@@ -66,7 +66,7 @@ func (p *runsPage) compare(a, b *runRow) int {
 
 // stateRank puts what goes on first.
 func stateRank(s task.State) int {
-	order := []task.State{task.Running, task.Placed, task.Submitted, task.Lost, task.Failed, task.Unplaced, task.Cancelled, task.Succeeded}
+	order := []task.State{task.Running, task.Placed, task.Waiting, task.Submitted, task.Lost, task.Failed, task.Unplaced, task.Cancelled, task.Succeeded}
 	return slices.Index(order, s)
 }
 

@@ -147,6 +147,7 @@ type inspectReply struct {
 type whyAttempt struct {
 	Attempt int           `json:"attempt"`
 	Node    string        `json:"node"`
+	Waits   bool          `json:"waits,omitempty"` // for a machine
 	Ranking task.Ranking  `json:"ranking"`
 	More    int           `json:"more,omitempty"`    // machines left out of the record
 	Refused []task.Reason `json:"refused,omitempty"` // why the machine did not take it

@@ -308,6 +308,40 @@ func (f *facts) node(held fleet.Held) fleet.Node {
 	return fleet.Node{ID: f.self, Name: me.Name, Owner: me.Owner, Self: true, State: fleet.Up, Path: fleet.Path{Kind: fleet.PathSelf}, Offer: &offer, Live: &live}
 }
 
+// bare is this machine as if nothing were on it but some runs.
+func (f *facts) bare(held fleet.Held) fleet.Node {
+	node := f.node(fleet.Held{})
+	live := fleet.Idle(node.Offer).With(node.Offer, held)
+	node.Live = &live
+	return node
+}
+
+// weigh says what a run counts for among those that wait for this machine.
+func (f *facts) weigh(from identity.ID, n task.Needs) run.Weight {
+	offer, _ := f.current()
+	owner := f.who.now().Members[from].Owner
+	w := run.Weight{Owner: owner, Own: owner == f.who.me().Owner}
+	gpus := float64(n.GPUs)
+	if n.Share > 0 {
+		gpus *= float64(n.Share) / 1000
+	}
+	for _, part := range []struct{ of, all float64 }{{float64(n.CPU), float64(offer.CPU)}, {float64(n.Memory), float64(offer.Memory)}, {gpus, float64(len(offer.GPUs))}} {
+		if part.all > 0 {
+			w.Share = max(w.Share, min(1, part.of/part.all))
+		}
+	}
+	return w
+}
+
+// free encodes what is free here besides what runs hold.
+func (f *facts) free(held []run.Use) []byte {
+	b, err := wire.Marshal(f.sampler.Live(f.held(held)))
+	if err != nil {
+		f.log.Error("tell what is free", "error", err)
+	}
+	return b
+}
+
 // admit is the law: whether a run may come to this machine now, and what it
 // gets of it. The runner asks it under its lock.
 func (f *facts) admit(ask run.Ask) (run.Grant, []task.Reason) {
@@ -317,6 +351,9 @@ func (f *facts) admit(ask run.Ask) (run.Grant, []task.Reason) {
 	}
 	held := f.held(ask.Held)
 	node := f.node(held)
+	if ask.Bare {
+		node = f.bare(held)
+	}
 	terms, err := wire.Marshal(node.Offer.Terms)
 	if err != nil {
 		return run.Grant{}, []task.Reason{task.Reasonf("terms", "the owner's terms cannot be read: %v", err)}

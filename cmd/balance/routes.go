@@ -483,7 +483,7 @@ func (l *localAPI) why(w http.ResponseWriter, r *http.Request, id string) error 
 	}
 	out := []whyAttempt{}
 	for _, t := range tries {
-		out = append(out, whyAttempt{Attempt: t.Attempt, Node: t.Node, Ranking: t.Ranking, More: t.More, Refused: t.Refusal, Lost: t.Lost})
+		out = append(out, whyAttempt{Attempt: t.Attempt, Node: t.Node, Waits: t.Waits, Ranking: t.Ranking, More: t.More, Refused: t.Refusal, Lost: t.Lost})
 	}
 	reply(w, out)
 	return nil

@@ -49,6 +49,9 @@ type draft struct {
 	detach    bool
 	retry     task.Retry
 	lease     time.Duration
+	wait      time.Duration // for a machine at most; 0: as runs of its kind do
+	noWait    bool
+	priority  int
 	gang      *task.Gang // one program on several machines; its Nodes are 0 for the manifest's
 
 	// Found by outline: where the values of all secrets are, which of them the
@@ -109,6 +112,15 @@ func (a *app) outline(d *draft) (task.Spec, []agent.Source, error) {
 	spec.Node = cmp.Or(d.node, spec.Node)
 	if len(d.prefer) > 0 {
 		spec.Prefer = d.prefer
+	}
+	spec.Priority = d.priority
+	switch {
+	case d.noWait && d.wait > 0:
+		return spec, nil, fail("usage", "", "--wait and --no-wait")
+	case d.wait > 0:
+		spec.Wait = d.wait
+	case d.detach && !d.noWait: // at a terminal, a person decides
+		spec.Wait = task.WaitForever
 	}
 	if g := d.gang; g != nil {
 		own := task.Gang{}
@@ -240,6 +252,10 @@ func draftFlags(f *pflag.FlagSet, d *draft) {
 	f.StringSliceVar(&d.models, "model", nil, "model that it asks, through OPENAI_BASE_URL; repeatable")
 	f.StringVar(&d.node, "node", "", "this machine and no other")
 	f.StringSliceVar(&d.prefer, "prefer", nil, "rather a machine with this label, the first ones most")
+	f.Var(unit[time.Duration]{&d.wait, parseWait, "duration"}, "wait", "where no machine has room now, wait until one has, or for this long (default for --detach)")
+	f.Lookup("wait").NoOptDefVal = forever
+	f.BoolVar(&d.noWait, "no-wait", false, "where no machine has room now, end")
+	f.IntVar(&d.priority, "priority", 0, "among your own runs that wait for machines of yours: from -100 to 100, the highest first")
 	f.Var(unit[time.Duration]{&d.limits.Time, task.ParseDuration, "duration"}, "time-limit", "end the run after this long")
 	f.Var(unit[task.Retry]{&d.retry, task.ParseRetry, "never|on-loss"}, "retry", "start the run again elsewhere when its machine is lost (default: never; for detached agents that are idempotent, on-loss)")
 	f.Var(unit[time.Duration]{&d.lease, task.ParseDuration, "duration"}, "lease", "with --retry on-loss: how long its machine goes on without this one, and is waited for (default 5m)")
@@ -255,6 +271,16 @@ func draftFlags(f *pflag.FlagSet, d *draft) {
 	f.StringArrayVar(&d.secrets, "secret", nil, "NAME[=env:VAR|file:PATH|keyring:KEY]: a variable whose value no record, log or file has; repeatable")
 	f.VarP(sources{&d.inputs}, "input", "i", "file or folder to take along, PATH or PATH:NAME")
 	f.StringSliceVarP(&d.outputs, "output", "o", nil, "file or folder to bring back")
+}
+
+// forever is how people write a wait without an end.
+const forever = "forever"
+
+func parseWait(s string) (time.Duration, error) {
+	if s == forever {
+		return task.WaitForever, nil
+	}
+	return task.ParseDuration(s)
 }
 
 // sources is the flag --input.

@@ -75,6 +75,9 @@ var summaries = map[string]summarizer{
 		if len(r.Ranks) > 0 {
 			return fmt.Sprintf("attempt %d: %d ranks, on %s", r.Attempt, len(r.Ranks), r.Name)
 		}
+		if r.Wait {
+			return fmt.Sprintf("attempt %d waits: no machine has room now", r.Attempt)
+		}
 		if r.Node.IsZero() {
 			return fmt.Sprintf("attempt %d: no machine fits", r.Attempt)
 		}

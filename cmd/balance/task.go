@@ -263,7 +263,11 @@ func (a *app) whyCommand() *cobra.Command {
 			}
 			return a.print.answer(tries, func(w io.Writer) error {
 				for _, t := range tries {
-					fmt.Fprintf(w, "attempt %d: %s\n", t.Attempt, clean(cmp.Or(t.Node, "no machine fits"), false))
+					where := cmp.Or(t.Node, "no machine fits")
+					if t.Waits {
+						where = "waits for a machine, of which now:"
+					}
+					fmt.Fprintf(w, "attempt %d: %s\n", t.Attempt, clean(where, false))
 					if err := printRanking(w, t.Ranking); err != nil {
 						return err
 					}

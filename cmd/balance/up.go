@@ -298,6 +298,11 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	runner, err := run.Open(ctx, run.Config{
 		Dir: h.path(runsDir), Self: self, Name: who.me().Name, Ledger: db, Blobs: blobs, Log: log, Admit: facts.admit, Machine: facts.machine,
 		Models: serving.ofRun, VRAM: facts.probe.Processes,
+		Weigh: facts.weigh, Facts: facts.free, Changed: func() {
+			if s := sampler.Load(); s != nil {
+				s.Hurry()
+			}
+		},
 		Fetch: func(ctx context.Context, from identity.ID, b wire.Hash, offset int64) (io.ReadCloser, error) {
 			if from == self {
 				return blobs.Open(b)

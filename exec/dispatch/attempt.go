@@ -16,19 +16,41 @@ import (
 // choose ranks the machines that were not tried yet, and takes the best one
 // that fits, if there is one.
 func (r *run) choose() (task.Place, error) {
+	ranking, more := r.rank()
+	var best task.Verdict
+	if fit := ranking.Best(); len(fit) > 0 && r.movable() && (r.spec.Wait == 0 || !r.d.line.waits(r)) {
+		best = fit[0]
+	}
+	p, err := r.place(best, ranking, more)
+	p.Wait = best.Node.IsZero() && r.mayWait(ranking)
+	return p, err
+}
+
+// rank returns the verdicts on the machines, with the reasons of those that were
+// tried.
+func (r *run) rank() (task.Ranking, int) {
 	tried := func(id identity.ID) bool {
 		return slices.ContainsFunc(r.tried, func(v task.Verdict) bool { return v.Node == id })
 	}
 	ranking, more := r.d.rank(&r.spec, maxVerdicts, tried)
-	var best task.Verdict
-	fit := ranking.Best()
-	if len(fit) > 0 && r.placed.Attempt < maxAttempts && r.secrets.Missing(&r.spec) == nil {
-		best = fit[0]
+	return slices.Insert(ranking, len(ranking.Best()), r.tried...), more
+}
+
+// movable reports whether the run may still be given to a machine.
+func (r *run) movable() bool {
+	return r.placed.Attempt < maxAttempts && r.secrets.Missing(&r.spec) == nil
+}
+
+// place is the record of a choice; of none, for the zero verdict. An attempt that
+// waits is the same one once it has a machine.
+func (r *run) place(best task.Verdict, ranking task.Ranking, more int) (task.Place, error) {
+	attempt := r.placed.Attempt + 1
+	if r.placed.Wait {
+		attempt = r.placed.Attempt
 	}
-	ranking = slices.Insert(ranking, len(fit), r.tried...)
-	p, err := task.NewPlace(r.placed.Attempt+1, best.Node, best.Name, ranking)
+	p, err := task.NewPlace(attempt, best.Node, best.Name, ranking)
 	if err != nil { // a machine has a say in how long the verdict on it is
-		p, err = task.NewPlace(r.placed.Attempt+1, best.Node, best.Name, slices.DeleteFunc(ranking, tooLong))
+		p, err = task.NewPlace(attempt, best.Node, best.Name, slices.DeleteFunc(ranking, tooLong))
 	}
 	p.More += more
 	return p, err
@@ -46,6 +68,7 @@ func tooLong(v task.Verdict) bool {
 // submit writes the run and the first choice into the ledger, at once.
 func (r *run) submit(ctx context.Context) error {
 	r.d.learn(r.spec.Needs)
+	r.submitted = r.d.cfg.Now()
 	wish := task.Draft{Topic: r.id, Kind: task.KindSubmit, Record: task.Submit{Spec: r.spec}}
 	if r.isGang() { // its driver chooses
 		return r.writeLocked(ctx, wish)
@@ -106,17 +129,20 @@ func bounded(reasons []task.Reason) []task.Reason {
 func shorten(s string, n int) string { return strings.ToValidUTF8(s[:min(len(s), n)], "") }
 
 // placeAgain makes the next attempt, or none if the run is not wanted any more.
-func (r *run) placeAgain(ctx context.Context) error {
+func (r *run) placeAgain(ctx context.Context) error { return r.placeBy(ctx, r.choose) }
+
+// placeBy does so with a choice of the caller's.
+func (r *run) placeBy(ctx context.Context, choose func() (task.Place, error)) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	choice, err := r.choose()
+	choice, err := choose()
 	if err != nil {
 		return err
 	}
 	drafts := []task.Draft{{Topic: r.id, Kind: task.KindPlace, Record: &choice}}
 	if r.cancel != goOn {
 		// Only what is nowhere can be cancelled without a machine's word.
-		choice.Node, choice.Name = identity.ID{}, ""
+		choice.Node, choice.Name, choice.Wait = identity.ID{}, "", false
 		drafts = append(drafts, task.Draft{Topic: r.id, Kind: task.KindCancel, Record: task.Cancel{Reason: cancelReason}})
 	}
 	if err := r.writeLocked(ctx, drafts...); err != nil {

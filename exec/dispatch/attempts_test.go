@@ -337,6 +337,10 @@ type starter func(task.Order) error
 
 func (s starter) Start(_ context.Context, o task.Order, _ func(*task.Event) error) error { return s(o) }
 
+func (starter) Reserve(context.Context, task.Bid, func(*task.Event) error) error {
+	return task.ErrUnreachable
+}
+
 func (starter) Follow(context.Context, string, uint64, func(*task.Event) error) error {
 	return task.ErrNoRun
 }

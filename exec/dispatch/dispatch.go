@@ -49,6 +49,9 @@ import (
 // [task.ErrUnreachable] means that nothing was sent to the machine. After any
 // error that is not an answer of the machine, it may have received the request.
 type Executor interface {
+	// Reserve keeps what a run needs until its order comes: it yields a
+	// [task.EventHeld] when it does, and returns when it does not any more.
+	Reserve(ctx context.Context, bid task.Bid, yield func(*task.Event) error) error
 	// Start runs an order and yields its events until it has finished. It
 	// attaches to a run that is there. A *[task.Refusal] is the machine's no.
 	Start(ctx context.Context, order task.Order, yield func(*task.Event) error) error
@@ -107,6 +110,7 @@ type times struct {
 	retryMax time.Duration
 	lost     time.Duration // between requests to a machine that is out of reach
 	gang     time.Duration // before a gang is tried again, then doubled
+	look     time.Duration // between looks of a run that waits at which machines could take it
 }
 
 // Dispatcher dispatches this node's runs. It is safe for concurrent use.
@@ -114,6 +118,7 @@ type Dispatcher struct {
 	cfg   Config
 	times times
 	spare *spare.Pool // of journals
+	line  line
 
 	mu      sync.Mutex
 	runs    map[string]*run // those with a driver
@@ -153,7 +158,8 @@ func New(cfg Config) (*Dispatcher, error) {
 	return &Dispatcher{
 		cfg:   cfg,
 		spare: journals,
-		times: times{connect: 2 * time.Second, retryMin: 100 * time.Millisecond, retryMax: 5 * time.Second, lost: time.Minute, gang: time.Second},
+		line:  line{kinds: map[string][]*run{}},
+		times: times{connect: 2 * time.Second, retryMin: 100 * time.Millisecond, retryMax: 5 * time.Second, lost: time.Minute, gang: time.Second, look: 2 * time.Second},
 		runs:  map[string]*run{},
 		index: place.NewIndex(place.NewWorkload(nil)),
 	}, nil
@@ -193,7 +199,8 @@ func (d *Dispatcher) Close() error {
 }
 
 // Submit places a run and returns its id. The inputs of the spec are in this
-// node's blobs. When no machine fits, the run exists and has ended as unplaced.
+// node's blobs. When no machine fits, the run exists and waits for one, or has
+// ended as unplaced, as the spec says.
 // What becomes of it is in its events.
 func (d *Dispatcher) Submit(ctx context.Context, spec task.Spec) (string, error) {
 	return d.SubmitWith(ctx, spec, nil)

@@ -161,6 +161,8 @@ type machine struct {
 	deaf     bool // takes requests, answers nothing
 	breaks   int  // after so many events a stream breaks; 0: never
 	requests int
+	bids     []task.Bid
+	let      int // bids that are over
 }
 
 type machineRun struct {
@@ -289,6 +291,37 @@ func (m *machine) Start(ctx context.Context, o task.Order, yield func(*task.Even
 		}
 	}
 	return m.stream(ctx, o.Run, 0, yield)
+}
+
+// Reserve keeps what a run needs as soon as the machine does not refuse it any
+// more; what it can never have is refused.
+func (m *machine) Reserve(ctx context.Context, b task.Bid, yield func(*task.Event) error) error {
+	if err := m.reach(ctx); err != nil {
+		return err
+	}
+	m.set(func() { m.bids = append(m.bids, b) })
+	defer m.set(func() { m.let++ })
+	for {
+		m.mu.Lock()
+		reasons, changed := m.refusal, m.changed
+		m.mu.Unlock()
+		if slices.ContainsFunc(reasons, func(r task.Reason) bool { return !r.Ever }) {
+			return &task.Refusal{Reasons: reasons}
+		}
+		if len(reasons) == 0 {
+			break
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if err := yield(&task.Event{Seq: 1, Type: task.EventHeld, Run: b.Run}); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return ctx.Err()
 }
 
 func (m *machine) Follow(ctx context.Context, run string, after uint64, yield func(*task.Event) error) error {

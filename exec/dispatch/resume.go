@@ -102,7 +102,7 @@ func (r *run) rememberEntry(e *wire.Entry) error {
 		if err := wire.Unmarshal(e.Payload, &s); err != nil {
 			return err
 		}
-		r.spec = s.Spec
+		r.spec, r.submitted = s.Spec, e.Time()
 	case task.KindPlace:
 		return r.rememberPlace(e)
 	case task.KindCancel:

@@ -30,8 +30,12 @@ type run struct {
 	down    atomic.Bool   // the machine, as far as was told
 	started chan struct{} // closed when the program runs, or never will
 
+	bids sync.WaitGroup // goroutines of its bids; the driver waits for them
+
 	// The driver's own.
+	submitted     time.Time
 	tried         []task.Verdict // machines that did not take the run, and why
+	letGo         func()         // of what a machine keeps for the run; nil for nothing
 	announced     bool           // the choice is in the journal
 	sent          bool           // the machine may have received the order
 	source        uint64         // number of the last event taken from the machine
@@ -113,6 +117,8 @@ func (r *run) drive(ctx context.Context) {
 	}
 	r.begun()
 	_ = r.stored() // the next life finds out what is missing
+	r.release()
+	r.bids.Wait()
 	if err == nil {
 		r.settle(ctx)
 	}
@@ -129,11 +135,18 @@ func (r *run) bring(ctx context.Context) error {
 	if r.countersigned { // so all that came before is in the journal
 		return r.finish(ctx)
 	}
-	for !r.placed.Node.IsZero() {
+	for r.placed.Wait || !r.placed.Node.IsZero() {
+		if r.placed.Wait {
+			if err := r.await(ctx); err != nil {
+				return err
+			}
+			continue
+		}
 		if err := r.insist(ctx, "announce", r.announce); err != nil {
 			return err
 		}
 		err := r.ask(ctx)
+		r.release()
 		var refusal *task.Refusal
 		var gone *loss
 		switch {

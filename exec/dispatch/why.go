@@ -1,8 +1,10 @@
 package dispatch
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/balanceai/balance/exec/task"
@@ -15,6 +17,7 @@ type Attempt struct {
 	Attempt int           `json:"attempt"`
 	Node    string        `json:"node"` // empty where none fits
 	NodeID  identity.ID   `json:"node_id,omitzero"`
+	Waits   bool          `json:"waits,omitempty"` // for a machine, with the verdicts of now
 	Ranking task.Ranking  `json:"ranking"`
 	More    int           `json:"more,omitempty"`    // machines left out of the ranking, the worst
 	Refusal []task.Reason `json:"refusal,omitempty"` // why the machine did not take the run
@@ -27,6 +30,15 @@ func (d *Dispatcher) Why(ctx context.Context, id string) ([]Attempt, error) {
 	if err != nil {
 		return nil, err
 	}
+	out, err := attempts(id, entries)
+	if n := len(out); err == nil && n > 0 && out[n-1].Waits {
+		err = d.refresh(entries, &out[n-1])
+	}
+	return out, err
+}
+
+// attempts reads the choices from the entries of a run.
+func attempts(id string, entries []*wire.Entry) ([]Attempt, error) {
 	st, err := task.Fold(id, entries)
 	if err != nil {
 		return nil, fmt.Errorf("run %s: %w", id, task.ErrNoRun)
@@ -47,6 +59,32 @@ func (d *Dispatcher) Why(ctx context.Context, id string) ([]Attempt, error) {
 	return out, nil
 }
 
+// refresh puts the verdicts of now in the place of those with which a run began to
+// wait. Where nothing is seen from here that stands against a machine, its own word
+// stays.
+func (d *Dispatcher) refresh(entries []*wire.Entry, a *Attempt) error {
+	var s task.Submit
+	for _, e := range entries {
+		if e.Kind == task.KindSubmit {
+			if err := wire.Unmarshal(e.Payload, &s); err != nil {
+				return err
+			}
+		}
+	}
+	said := map[identity.ID]task.Verdict{}
+	for _, v := range a.Ranking {
+		said[v.Node] = v
+	}
+	a.Ranking, a.More = d.rank(&s.Spec, maxVerdicts, nil)
+	for i, v := range a.Ranking {
+		if own, ok := said[v.Node]; ok && v.Fits {
+			a.Ranking[i] = own
+		}
+	}
+	slices.SortStableFunc(a.Ranking, func(v, w task.Verdict) int { return cmp.Compare(w.Score, v.Score) }) // those that fit, still first
+	return nil
+}
+
 func addLoss(list []Attempt, e *wire.Entry) error {
 	var l task.LostRecord
 	if err := wire.Unmarshal(e.Payload, &l); err != nil {
@@ -64,8 +102,11 @@ func addAttempt(list []Attempt, e *wire.Entry) ([]Attempt, error) {
 		return nil, err
 	}
 	if n := len(list); n > 0 && list[n-1].Attempt == p.Attempt {
-		list[n-1].Lost = "" // it was found
-		return list, nil
+		if !list[n-1].NodeID.IsZero() {
+			list[n-1].Lost = "" // it was found
+			return list, nil
+		}
+		list = list[:n-1] // it has waited
 	}
 	ranking, err := p.Ranking()
 	if err != nil {
@@ -78,21 +119,25 @@ func addAttempt(list []Attempt, e *wire.Entry) ([]Attempt, error) {
 			}
 		}
 	}
-	return append(list, Attempt{Attempt: p.Attempt, Node: p.Name, NodeID: p.Node, Ranking: ranking, More: p.More}), nil
+	return append(list, Attempt{Attempt: p.Attempt, Node: p.Name, NodeID: p.Node, Waits: p.Wait, Ranking: ranking, More: p.More}), nil
 }
 
 // nowhere is the status of a run of this node's, with the reasons where no
-// machine fits.
+// machine takes it.
 func (d *Dispatcher) nowhere(ctx context.Context, id string) (task.Status, error) {
 	st, err := d.status(ctx, id)
-	if err != nil || st.State != task.Unplaced {
+	if err != nil || st.State != task.Unplaced && st.State != task.Waiting {
 		return st, err
 	}
-	attempts, err := d.Why(ctx, id)
+	entries, err := d.cfg.Ledger.Entries(ctx, id)
 	if err != nil {
 		return task.Status{}, err
 	}
-	st.Reason += ": " + sentence(attempts[len(attempts)-1])
+	tries, err := attempts(id, entries)
+	if err != nil {
+		return task.Status{}, err
+	}
+	st.Reason += ": " + sentence(tries[len(tries)-1])
 	return st, nil
 }
 

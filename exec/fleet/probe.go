@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -171,6 +172,33 @@ func (g *LiveGPU) hold(u DeviceUse, vram task.Bytes) {
 	g.Share += u.Share
 	g.Promised += max(u.VRAM, vram.Part(u.Share))
 	g.Owner = u.Owner
+}
+
+// Idle is a machine of which nothing is used.
+func Idle(o *Offer) Live {
+	l := Live{FreeMemory: o.Memory, FreeDisk: o.Disk}
+	for _, d := range o.GPUs {
+		l.GPUs = append(l.GPUs, LiveGPU{FreeVRAM: d.VRAM})
+	}
+	return l
+}
+
+// With returns what is free of a machine when runs hold h of it besides.
+func (l Live) With(o *Offer, h Held) Live {
+	for _, run := range h.Runs {
+		l.HeldCPU += run.CPU
+		l.HeldMemory += run.Memory
+	}
+	l.Runs += len(h.Runs)
+	l.GPUs = slices.Clone(l.GPUs)
+	for _, u := range h.Devices {
+		for i, d := range o.GPUs[:min(len(o.GPUs), len(l.GPUs))] {
+			if d.UUID == u.UUID {
+				l.GPUs[i].hold(u, d.VRAM)
+			}
+		}
+	}
+	return l
 }
 
 // sample is a reading as those see it who watch.

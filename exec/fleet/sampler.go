@@ -14,6 +14,7 @@ import (
 const (
 	samplePeriod = time.Second
 	livePeriod   = 15 * time.Second
+	hurryPause   = 250 * time.Millisecond
 )
 
 // Sampler watches this machine. Once a second it takes a reading, which costs
@@ -26,6 +27,7 @@ type Sampler struct {
 
 	told   Live // by Run alone
 	toldAt time.Time
+	hurry  chan struct{} // of one: what runs hold has changed
 
 	mu       sync.Mutex
 	last     reading
@@ -35,15 +37,15 @@ type Sampler struct {
 // NewSampler takes a first reading of p, whose Offer has been called.
 //
 // held says what runs hold now. tell is given what is free when Run starts,
-// then on a change that matters, at most once a second and at least each 15
-// seconds; it must be quick.
+// then on a change that matters: of what runs hold at once, of the rest at most
+// once a second; and at least each 15 seconds. It must be quick.
 func NewSampler(p *Probe, held func() Held, tell func(Live)) *Sampler {
 	return newSampler(p.measure, held, tell)
 }
 
 func newSampler(measure func(bool) reading, held func() Held, tell func(Live)) *Sampler {
 	return &Sampler{
-		measure: measure, held: held, tell: tell,
+		measure: measure, held: held, tell: tell, hurry: make(chan struct{}, 1),
 		last: measure(false), watchers: map[chan Sample]struct{}{},
 	}
 }
@@ -59,7 +61,23 @@ func (s *Sampler) Run(ctx context.Context) {
 			return
 		case <-ticker.C:
 			s.tick()
+		case <-s.hurry:
+			s.publishIfNew(s.Live(s.held()), time.Now())
+			select { // many changes are told at once
+			case <-ctx.Done():
+				return
+			case <-time.After(hurryPause):
+			}
 		}
+	}
+}
+
+// Hurry tells that what runs hold has changed: the mesh hears of it now, not with
+// the next measurement.
+func (s *Sampler) Hurry() {
+	select {
+	case s.hurry <- struct{}{}:
+	default: // Run is about to look
 	}
 }
 
@@ -81,9 +99,13 @@ func (s *Sampler) tick() {
 	}
 	s.mu.Unlock()
 
+	s.publishIfNew(r.live(h), r.at)
+}
+
+func (s *Sampler) publishIfNew(l Live, at time.Time) {
 	// Not by l.Millis: the clock of the day may be put back.
-	if l := r.live(h); l.differs(&s.told) || r.at.Sub(s.toldAt) >= livePeriod {
-		s.publish(l, r.at)
+	if l.differs(&s.told) || at.Sub(s.toldAt) >= livePeriod {
+		s.publish(l, at)
 	}
 }
 

@@ -88,11 +88,7 @@ func liveOf(node *fleet.Node) fleet.Live {
 	if node.Live != nil {
 		return *node.Live
 	}
-	l := fleet.Live{FreeMemory: node.Offer.Memory, FreeDisk: node.Offer.Disk}
-	for _, d := range node.Offer.GPUs {
-		l.GPUs = append(l.GPUs, fleet.LiveGPU{FreeVRAM: d.VRAM})
-	}
-	return l
+	return fleet.Idle(node.Offer)
 }
 
 // freeMemory is what a run could get. Two limits hold. By promise: all memory

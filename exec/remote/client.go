@@ -53,6 +53,15 @@ func (c *Client) Start(ctx context.Context, order task.Order, yield func(*task.E
 	return c.stream(ctx, http.MethodPut, path, bytes.NewReader(body), yield)
 }
 
+// Reserve implements [Runner].
+func (c *Client) Reserve(ctx context.Context, b task.Bid, yield func(*task.Event) error) error {
+	body, err := json.Marshal(bidBody{b.Spec.Outline(), b.Wait, b.Waited.Milliseconds(), b.Claim})
+	if err != nil {
+		return fmt.Errorf("bid: %w", err)
+	}
+	return c.stream(ctx, http.MethodPost, runPath(b.Run, "/reserve"), bytes.NewReader(body), yield)
+}
+
 // Follow implements [Runner].
 func (c *Client) Follow(ctx context.Context, run string, after uint64, yield func(*task.Event) error) error {
 	path := runPath(run, "/events") + "?after=" + strconv.FormatUint(after, 10)

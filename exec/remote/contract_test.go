@@ -172,6 +172,34 @@ func testRunner(t *testing.T, connect func(*testing.T, *fake) Runner) {
 		}
 	})
 
+	t.Run("reserve", func(t *testing.T) {
+		f := newFake()
+		r := connect(t, f)
+		ctx, cancel := context.WithCancel(t.Context())
+		bid := task.Bid{
+			Run: run1, From: peer, Wait: true, Waited: 1500 * time.Millisecond, Claim: true,
+			Spec: task.Spec{Driver: task.DriverProcess, Command: []string{"-"}, Needs: task.Needs{CPU: task.Core, GPUs: 2}, Priority: 3},
+		}
+		var got []*task.Event
+		err := r.Reserve(ctx, bid, func(e *task.Event) error {
+			got = append(got, e)
+			cancel() // lets go
+			return nil
+		})
+		if !errors.Is(err, context.Canceled) || len(got) != 1 || got[0].Type != task.EventHeld || !bytes.Equal(got[0].Facts, []byte{1, 2}) {
+			t.Errorf("%d events, then %v", len(got), err)
+		}
+		f.wait(t, "the runner's call to end", func() bool { return f.left == 1 })
+		if !reflect.DeepEqual(f.bid, bid) {
+			t.Errorf("bid %+v\nwant %+v", f.bid, bid)
+		}
+		f.refusal = &task.Refusal{Reasons: []task.Reason{{Rule: "cpu", Ever: true}}, Entries: []*wire.Entry{}}
+		var no *task.Refusal
+		if err := r.Reserve(t.Context(), bid, nil); !errors.As(err, &no) || !reflect.DeepEqual(no, f.refusal) {
+			t.Errorf("a refusal: %v", err)
+		}
+	})
+
 	t.Run("no such run", func(t *testing.T) {
 		r := connect(t, newFake())
 		for name, err := range map[string]error{

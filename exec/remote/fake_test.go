@@ -23,7 +23,8 @@ type fake struct {
 	mu      sync.Mutex
 	runs    map[string]*fakeRun
 	changed chan struct{}
-	left    int // calls of Start and Follow that have returned
+	bid     task.Bid // the last one
+	left    int      // calls of Start and Follow that have returned
 }
 
 type fakeRun struct {
@@ -93,6 +94,19 @@ func (f *fake) Start(ctx context.Context, order task.Order, yield func(*task.Eve
 		f.runs[order.Run].order = order
 	})
 	return f.Follow(ctx, order.Run, 0, yield)
+}
+
+func (f *fake) Reserve(ctx context.Context, bid task.Bid, yield func(*task.Event) error) error {
+	defer f.update(func() { f.left++ })
+	f.update(func() { f.bid = bid })
+	if f.refusal != nil {
+		return f.refusal
+	}
+	if err := yield(&task.Event{Seq: 1, Type: task.EventHeld, Run: bid.Run, Facts: []byte{1, 2}}); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return ctx.Err()
 }
 
 func (f *fake) Follow(ctx context.Context, run string, after uint64, yield func(*task.Event) error) error {

@@ -6,6 +6,7 @@
 //
 //	PUT  /v1/runs/{id}?attempt=n        an order; answers with the stream of its events
 //	GET  /v1/runs/{id}/events?after=n   the stream from there on
+//	POST /v1/runs/{id}/reserve          a bid: keeps what the run needs until the order comes
 //	POST /v1/runs/{id}/stdin?offset=n   standard input as the body; its end is the end of input
 //	POST /v1/runs/{id}/cancel?force=1   ends the run; force gives it no time
 //	POST /v1/runs/{id}/go               a rank of a gang may start: all are there
@@ -20,6 +21,10 @@
 // has begun, as {"answer":{…}} in its last line. Orders and settlements carry
 // signed ledger entries: {"entries":["base64",…]}; an order has values of secrets
 // beside them, {"secrets":{"NAME":"value"}}, which are only here and in memory.
+//
+// A bid is {"spec":{…},"wait":true,"waited_ms":0,"claim":false}. The stream that
+// answers it has an event "held" once the machine keeps what is asked for, and goes
+// on for as long as it does; the caller lets go by closing it.
 //
 // A caller is who the tunnel says it is. Who is no member, or comes through a
 // browser, gets an empty 404 before anything else is looked at; a member learns
@@ -46,6 +51,8 @@ type Runner interface {
 	// Start runs an order and yields its events until it has finished. An error
 	// of yield ends the call, not the run, and is returned as it is.
 	Start(ctx context.Context, order task.Order, yield func(*task.Event) error) error
+	// Reserve keeps what a run needs, as [run.Runner.Reserve] does.
+	Reserve(ctx context.Context, bid task.Bid, yield func(*task.Event) error) error
 	// Follow yields the events that come after number after.
 	Follow(ctx context.Context, run string, after uint64, yield func(*task.Event) error) error
 	// Stdin gives the run its standard input from a byte offset on.
@@ -78,6 +85,14 @@ const (
 type entriesBody struct {
 	Entries [][]byte          `json:"entries"`
 	Secrets map[string]string `json:"secrets,omitempty"`
+}
+
+// bidBody is the body of a bid.
+type bidBody struct {
+	Spec     task.Spec `json:"spec"`
+	Wait     bool      `json:"wait,omitempty"`
+	WaitedMS int64     `json:"waited_ms,omitempty"`
+	Claim    bool      `json:"claim,omitempty"`
 }
 
 func encodeEntries(list []*wire.Entry) [][]byte {

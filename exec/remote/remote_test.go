@@ -128,6 +128,8 @@ func TestBadRequests(t *testing.T) {
 		{http.MethodPut, "/v1/runs/" + run1 + "?attempt=1", body(`{`), http.StatusBadRequest},
 		{http.MethodPut, "/v1/runs/" + run1 + "?attempt=1", body(`{"entries":["AAAA"]}`), http.StatusBadRequest},
 		{http.MethodPut, "/v1/runs/" + run1 + "?attempt=1", body(`{"entries":["` + strings.Repeat("A", maxEntries) + `"]}`), http.StatusBadRequest},
+		{http.MethodPost, "/v1/runs/" + run1 + "/reserve", body(`{`), http.StatusBadRequest},
+		{http.MethodPost, "/v1/runs/" + run1 + "/reserve", body(`{"waited_ms":-1}`), http.StatusBadRequest},
 		{http.MethodGet, "/v1/runs/" + run1 + "/events", nil, http.StatusBadRequest},
 		{http.MethodGet, "/v1/runs/..%2f..%2fetc/events?after=0", nil, http.StatusNotFound},
 		{http.MethodGet, "/v1/runs/mesh/events?after=0", nil, http.StatusNotFound},
@@ -451,6 +453,22 @@ func FuzzParseEntries(f *testing.F) {
 			if e == nil || e.Topic == "" {
 				t.Fatalf("%+v", e)
 			}
+		}
+	})
+}
+
+func FuzzParseBid(f *testing.F) {
+	b, err := json.Marshal(bidBody{Spec: task.Spec{Command: []string{"-"}, Needs: task.Needs{CPU: task.Core}}, Wait: true, WaitedMS: 5, Claim: true})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Add([]byte(`{"waited_ms":9223372036854775807}`))
+	f.Add([]byte(`null`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		bid, err := parseBid(b)
+		if err == nil && (bid.Waited < 0 || bid.Waited > longestWait*time.Millisecond) {
+			t.Fatalf("%+v", bid)
 		}
 	})
 }

@@ -43,6 +43,7 @@ type peerKey struct{}
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("PUT /v1/runs/{id}", s.start)
+	mux.HandleFunc("POST /v1/runs/{id}/reserve", s.reserve)
 	mux.HandleFunc("GET /v1/runs/{id}/events", s.own(s.follow))
 	mux.HandleFunc("POST /v1/runs/{id}/stdin", s.own(s.stdin))
 	mux.HandleFunc("POST /v1/runs/{id}/cancel", s.own(s.cancel))
@@ -88,6 +89,17 @@ func (s *Server) start(w http.ResponseWriter, r *http.Request) {
 	order := task.Order{Run: r.PathValue("id"), Attempt: attempt, From: peerOf(r), Entries: entries, Secrets: secrets}
 	s.stream(w, r, func(ctx context.Context, yield func(*task.Event) error) error {
 		return s.Runner.Start(ctx, order, yield)
+	})
+}
+
+func (s *Server) reserve(w http.ResponseWriter, r *http.Request) {
+	bid, err := readBid(w, r)
+	if err != nil {
+		badRequest(w, fmt.Errorf("bid: %w", err))
+		return
+	}
+	s.stream(w, r, func(ctx context.Context, yield func(*task.Event) error) error {
+		return s.Runner.Reserve(ctx, bid, yield)
 	})
 }
 
@@ -187,14 +199,43 @@ func (p patientWriter) Write(b []byte) (int, error) {
 
 // readEntries reads the body of an order or a settlement.
 func readEntries(w http.ResponseWriter, r *http.Request) ([]*wire.Entry, task.Secrets, error) {
-	rc := http.NewResponseController(w)
-	_ = rc.SetReadDeadline(time.Now().Add(writeTimeout))
-	defer func() { _ = rc.SetReadDeadline(time.Time{}) }() // or the end of it would look like the peer's
-	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxEntries))
+	b, err := readBody(w, r, maxEntries)
 	if err != nil {
 		return nil, nil, err
 	}
 	return parseEntries(b)
+}
+
+func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
+	rc := http.NewResponseController(w)
+	_ = rc.SetReadDeadline(time.Now().Add(writeTimeout))
+	defer func() { _ = rc.SetReadDeadline(time.Time{}) }() // or the end of it would look like the peer's
+	return io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+}
+
+func readBid(w http.ResponseWriter, r *http.Request) (task.Bid, error) {
+	b, err := readBody(w, r, maxLine)
+	if err != nil {
+		return task.Bid{}, err
+	}
+	bid, err := parseBid(b)
+	bid.Run, bid.From = r.PathValue("id"), peerOf(r)
+	return bid, err
+}
+
+// longestWait bounds what a peer may say that its run has waited, in milliseconds:
+// what it says counts among its own runs alone, but must be a time.
+const longestWait = 365 * 24 * 60 * 60 * 1000
+
+func parseBid(b []byte) (task.Bid, error) {
+	var body bidBody
+	if err := json.Unmarshal(b, &body); err != nil {
+		return task.Bid{}, err
+	}
+	if body.WaitedMS < 0 || body.WaitedMS > longestWait {
+		return task.Bid{}, fmt.Errorf("it has waited %d ms", body.WaitedMS)
+	}
+	return task.Bid{Spec: body.Spec, Wait: body.Wait, Waited: time.Duration(body.WaitedMS) * time.Millisecond, Claim: body.Claim}, nil
 }
 
 func parseEntries(b []byte) ([]*wire.Entry, task.Secrets, error) {

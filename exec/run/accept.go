@@ -233,7 +233,17 @@ func (r *Runner) admit(x *live) []task.Reason {
 	own := r.cannot(&x.spec)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	grant, reasons := r.cfg.Admit(Ask{Run: x.id, Attempt: x.attempt, From: x.from, Spec: &x.spec, Held: r.heldLocked()})
+	b := &bidder{Bid: task.Bid{Run: x.id, From: x.from, Spec: x.spec}}
+	b.place = r.place(&b.Bid)
+	old := r.line.of(x.id)
+	kept := old != nil && old.From == x.from && r.line.kept[x.id] == old
+	if old != nil && old.From == x.from {
+		r.line.forget(old)
+	}
+	reasons := r.fits(b, x.attempt)
+	if !kept && len(reasons) == 0 { // else that was asked when it was kept
+		reasons = r.yields(b, r.ahead(b))
+	}
 	for _, o := range own {
 		said := func(r task.Reason) bool { return r.Rule == o.Rule }
 		if !slices.ContainsFunc(reasons, said) {
@@ -241,22 +251,39 @@ func (r *Runner) admit(x *live) []task.Reason {
 		}
 	}
 	if len(reasons) > 0 {
+		if kept {
+			r.serve()
+		}
 		return reasons
 	}
-	x.grant, x.level, x.limits = grant, level(&x.spec, grant), bounds(&x.spec, grant)
-	if reasons := x.apart(); len(reasons) > 0 {
+	x.grant, x.level, x.limits = b.grant, level(&x.spec, b.grant), bounds(&x.spec, b.grant)
+	x.use = b.use
+	r.changed()
+	return nil
+}
+
+// fits asks every rule whether a run may be here now, and notes what it gets. The
+// caller holds the lock.
+func (r *Runner) fits(b *bidder, attempt int) []task.Reason {
+	grant, reasons := r.cfg.Admit(Ask{Run: b.Run, Attempt: attempt, From: b.From, Spec: &b.Spec, Held: r.heldLocked()})
+	if len(reasons) > 0 {
 		return reasons
 	}
-	if isolate.Stronger(x.level, r.cfg.Machine.Level()) {
-		return []task.Reason{task.Reasonf("isolation", "has no %s for the run: %s", x.level, r.cfg.Machine.Why)}
+	level := level(&b.Spec, grant)
+	if reasons := r.apart(&b.Spec, level); len(reasons) > 0 {
+		return reasons
 	}
-	x.use = Use{Run: x.id, From: x.from, Needs: x.spec.Needs.Held(), Devices: grant.Devices, Since: r.cfg.Now()}
-	if _, err := wayOut(x.spec.Network, grant.Network, r.cfg.Log); err != nil {
+	if isolate.Stronger(level, r.cfg.Machine.Level()) {
+		return []task.Reason{task.Reasonf("isolation", "has no %s for the run: %s", level, r.cfg.Machine.Why)}
+	}
+	if _, err := wayOut(b.Spec.Network, grant.Network, r.cfg.Log); err != nil {
 		return []task.Reason{task.Reasonf("network", "cannot let the run out: %v", err)}
 	}
-	if x.level != isolate.Process && len(x.spec.Network) > 0 && grant.Network != nil && len(grant.Network) == 0 {
-		return []task.Reason{task.Reasonf("network", "its owner grants no network to the run, which asks for %s", strings.Join(x.spec.Network, ", "))}
+	if level != isolate.Process && len(b.Spec.Network) > 0 && grant.Network != nil && len(grant.Network) == 0 {
+		return []task.Reason{task.Reasonf("network", "its owner grants no network to the run, which asks for %s", strings.Join(b.Spec.Network, ", "))}
 	}
+	b.grant = grant
+	b.use = Use{Run: b.Run, From: b.From, Needs: b.Spec.Needs.Held(), Devices: grant.Devices, Since: r.cfg.Now()}
 	return nil
 }
 

@@ -14,9 +14,7 @@ import (
 
 // finish writes the end of a run and forgets it. Its processes are gone.
 func (x *live) finish(fin task.Finished) {
-	x.r.mu.Lock()
-	x.use = Use{} // before anybody can know that it has ended
-	x.r.mu.Unlock()
+	x.r.release(x) // before anybody can know that it has ended
 	defer x.r.drop(x)
 	fin.Manifest, fin.Policy = x.spec.Manifest, x.grant.Policy
 	if len(x.spec.Outputs) > 0 { // which may take long

@@ -279,16 +279,16 @@ func (r *Runner) Dial(ctx context.Context, run string, from identity.ID) (net.Co
 }
 
 // apart refuses a rank that would not reach the others.
-func (x *live) apart() []task.Reason {
+func (r *Runner) apart(spec *task.Spec, level string) []task.Reason {
 	switch {
-	case x.spec.Member == nil:
+	case spec.Member == nil:
 		return nil
-	case x.r.cfg.Join == nil:
+	case r.cfg.Join == nil:
 		return []task.Reason{task.Reasonf("gang", "takes no ranks of gangs")}
-	case x.level != isolate.Process:
+	case level != isolate.Process:
 		return []task.Reason{task.Reasonf("isolation", "would put the rank into a sandbox, where it does not meet the others: a gang is for machines that run your programs without one")}
-	case x.spec.Member.Nodes[x.spec.Member.Rank] != x.r.cfg.Self:
-		return []task.Reason{task.Reasonf("gang", "is not the machine of rank %d", x.spec.Member.Rank)}
+	case spec.Member.Nodes[spec.Member.Rank] != r.cfg.Self:
+		return []task.Reason{task.Reasonf("gang", "is not the machine of rank %d", spec.Member.Rank)}
 	}
 	return nil
 }

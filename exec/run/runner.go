@@ -72,6 +72,20 @@ type Config struct {
 	// call the Runner. Reasons refuse the run.
 	Admit func(Ask) (Grant, []task.Reason)
 
+	// Weigh tells what a run counts for in the line of those who wait. Nil: all are
+	// alike, and of the machine's owner.
+	Weigh func(from identity.ID, n task.Needs) Weight
+
+	// Facts encodes what is free here besides what is held, for who has bid for it.
+	Facts func(held []Use) []byte
+
+	// Changed is called when what runs hold has changed. It must not call the Runner.
+	Changed func()
+
+	// Patience is how long a run waits in line before it holds back what others
+	// could take; 1 min.
+	Patience time.Duration
+
 	// VRAM tells how much memory of some GPUs each process holds; nil for a
 	// machine that cannot tell. A process that is not in it is not known.
 	VRAM func(devices []string) map[int]task.Bytes
@@ -103,6 +117,16 @@ type Ask struct {
 	From    identity.ID // the submitter
 	Spec    *task.Spec
 	Held    []Use
+
+	// Bare asks as if nothing were going on here but what is in Held.
+	Bare bool
+}
+
+// Weight is what a run counts for.
+type Weight struct {
+	Owner string
+	Own   bool    // it is the machine's
+	Share float64 // the largest of the run's shares of the machine's CPU, memory and GPUs, 0 to 1
 }
 
 // Grant is what a run gets.
@@ -142,6 +166,7 @@ type Runner struct {
 	mu     sync.Mutex
 	closed bool
 	runs   map[string]*live // that have not ended, and those about to be accepted
+	line   line
 }
 
 // Open starts a Runner on a folder. It goes on with the runs of an earlier one:
@@ -155,6 +180,7 @@ func Open(ctx context.Context, cfg Config) (*Runner, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	cfg.Patience = cmp.Or(cfg.Patience, time.Minute)
 	if cfg.Machine == nil {
 		cfg.Machine = &isolate.Machine{Why: "nobody has looked for one"}
 	}
@@ -166,7 +192,7 @@ func Open(ctx context.Context, cfg Config) (*Runner, error) {
 		return nil, fmt.Errorf("open runs: %w", err)
 	}
 	cfg.Dir = dir
-	r := &Runner{cfg: cfg, closing: make(chan struct{}), runs: map[string]*live{}}
+	r := &Runner{cfg: cfg, closing: make(chan struct{}), runs: map[string]*live{}, line: line{kept: map[string]*bidder{}}}
 	r.control = supervise.NewControl(Groups(cfg.Self), cfg.Name)
 	if err = r.recover(ctx); err == nil {
 		r.spares, err = spare.New(dir, makeFolder)
@@ -175,6 +201,7 @@ func Open(ctx context.Context, cfg Config) (*Runner, error) {
 		return nil, fmt.Errorf("open runs: %w", err)
 	}
 	r.keeper.fill()
+	r.wg.Go(r.lookOn)
 	return r, nil
 }
 
@@ -315,6 +342,9 @@ func (r *Runner) heldLocked() []Use {
 		if x.use.Run != "" {
 			out = append(out, x.use)
 		}
+	}
+	for _, b := range r.line.kept {
+		out = append(out, b.use)
 	}
 	return out
 }

@@ -18,6 +18,9 @@ const (
 	// EventRecord is between nodes alone: it carries ledger entries that became
 	// durable while the program went on, and nothing to show.
 	EventRecord = "record"
+
+	// EventHeld is between nodes alone: a machine keeps what a [Bid] asked for.
+	EventHeld = "held"
 )
 
 // Streams of output events.
@@ -52,6 +55,7 @@ type Event struct {
 	// event, encoded, and the number that the executor gave to it.
 	Entries [][]byte `json:"entries,omitempty"`
 	Source  uint64   `json:"source,omitempty"`
+	Facts   []byte   `json:"facts,omitempty"` // of held: what is free there besides, as the machine encodes it
 
 	// In the executor's journal alone: how much of the program's log is in the
 	// journal, see exec/run.

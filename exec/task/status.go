@@ -16,6 +16,7 @@ type State string
 // knows counts.
 const (
 	Submitted State = "submitted" // no machine chosen yet
+	Waiting   State = "waiting"   // no machine has room for it now, and one could later
 	Placed    State = "placed"    // sent to a machine, which has not answered or has accepted
 	Running   State = "running"
 	Succeeded State = "succeeded" // exit code 0
@@ -52,13 +53,15 @@ type Submit struct {
 }
 
 // Place is the submitter's choice, with the verdict on every machine at that
-// moment, or its finding that none fits (zero Node).
+// moment, or its finding that none fits (zero Node). An attempt that waits is
+// told of twice: once without a machine, and again when it has one.
 type Place struct {
 	Attempt  int         `cbor:"1,keyasint"`
 	Node     identity.ID `cbor:"2,keyasint"`
 	Name     string      `cbor:"3,keyasint"`
 	Verdicts [][]byte    `cbor:"4,keyasint"`            // each a Verdict, best first; records nest four levels at most
 	More     int         `cbor:"5,keyasint,omitempty"`  // verdicts left out because the record would be too long
+	Wait     bool        `cbor:"23,keyasint,omitempty"` // none fits now, and the run waits until one does
 	Ranks    []Rank      `cbor:"50,keyasint,omitempty"` // of a gang, in order, instead of a Node
 }
 
@@ -272,10 +275,7 @@ func (f *folder) wish(e *wire.Entry) {
 			f.Ranks = append(f.Ranks, r.Run)
 		}
 		if place.Node.IsZero() && len(place.Ranks) == 0 {
-			f.State, f.Finished, f.Reason = Unplaced, e.Time(), "no machine fits"
-			if f.gang {
-				f.Reason = "too few machines fit at one time"
-			}
+			f.nowhere(place.Wait, e.Time())
 		}
 	case e.Kind == KindCancel && read(e, &cancel) && f.NodeID.IsZero() && !f.gang:
 		f.State, f.Finished, f.Reason = Cancelled, e.Time(), cancel.Reason
@@ -284,6 +284,19 @@ func (f *folder) wish(e *wire.Entry) {
 	case e.Kind == KindReceipt && read(e, &receipt) && receipt.Attempt == f.Attempt:
 		f.receipt = receipt.Finished
 	}
+}
+
+// nowhere takes the submitter's finding that no machine fits.
+func (f *folder) nowhere(waits bool, at time.Time) {
+	f.State, f.Reason = Unplaced, "no machine fits"
+	if f.gang {
+		f.Reason = "too few machines fit at one time"
+	}
+	if waits {
+		f.State, f.Reason = Waiting, "no machine has room for it now"
+		return
+	}
+	f.Finished = at
 }
 
 // fact takes what the executor of the current attempt says: the truth, also

@@ -62,6 +62,8 @@ func (b *book) place(attempt, on int) {
 
 func (b *book) nowhere(attempt int) { b.write(submitter, KindPlace, Place{Attempt: attempt}) }
 
+func (b *book) wait(attempt int) { b.write(submitter, KindPlace, Place{Attempt: attempt, Wait: true}) }
+
 func (b *book) finish(by, attempt int, state State, code int) {
 	b.write(by, KindFinished, Finished{Attempt: attempt, State: state, ExitCode: code, Reason: "because", Outputs: wire.Hash{9}})
 }
@@ -83,6 +85,10 @@ func TestFold(t *testing.T) {
 	}{
 		{"submitted", func(b *book) {}, "submitted  0 - false"},
 		{"placed", func(b *book) { b.place(1, first) }, "placed node-1 1 - false"},
+		{"waiting", func(b *book) { b.wait(1) }, "waiting  1 - false"},
+		{"has waited", func(b *book) { b.wait(1); b.place(1, first) }, "placed node-1 1 - false"},
+		{"has waited in vain", func(b *book) { b.wait(1); b.nowhere(1) }, "unplaced  1 - false"},
+		{"was cancelled while it waited", func(b *book) { b.wait(1); b.write(submitter, KindCancel, Cancel{}) }, "cancelled  1 - false"},
 		{"accepted is still placed", func(b *book) { b.place(1, first); b.write(first, KindAccepted, Accepted{Attempt: 1}) }, "placed node-1 1 - false"},
 		{"running", func(b *book) { b.place(1, first); b.write(first, KindStarted, Started{Attempt: 1}) }, "running node-1 1 - false"},
 		{"succeeded", func(b *book) { b.place(1, first); b.finish(first, 1, Succeeded, 0) }, "succeeded node-1 1 0 false"},
@@ -167,7 +173,11 @@ func drawEntry(t *rapid.T, b *book, author int) {
 	switch rapid.IntRange(0, 7).Draw(t, "kind") {
 	case 0:
 		node := rapid.IntRange(0, 3).Draw(t, "node")
-		b.write(author, KindPlace, Place{Attempt: attempt, Node: keys[node].ID(), Name: fmt.Sprint(node)})
+		p := Place{Attempt: attempt, Node: keys[node].ID(), Name: fmt.Sprint(node)}
+		if node == 3 && rapid.Bool().Draw(t, "wait") {
+			p = Place{Attempt: attempt, Wait: true}
+		}
+		b.write(author, KindPlace, p)
 	case 1:
 		b.write(author, KindCancel, Cancel{Reason: "x"})
 	case 2:
@@ -250,7 +260,7 @@ func TestFoldStates(t *testing.T) {
 		b := drawBook(t)
 		st := b.fold()
 		switch st.State {
-		case Submitted, Placed, Running, Succeeded, Failed, Cancelled, Unplaced, Lost:
+		case Submitted, Waiting, Placed, Running, Succeeded, Failed, Cancelled, Unplaced, Lost:
 		default:
 			t.Fatalf("state %q", st.State)
 		}

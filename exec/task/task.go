@@ -60,6 +60,8 @@ type Spec struct {
 	Stdin    bool              `cbor:"12,keyasint,omitempty" json:"stdin,omitempty"`    // standard input follows
 	Detached bool              `cbor:"13,keyasint,omitempty" json:"detached,omitempty"` // nobody waits at a terminal
 	Prefer   []string          `cbor:"14,keyasint,omitempty" json:"prefer,omitempty"`   // labels of machines that the run had rather be on, the most wanted first
+	Wait     time.Duration     `cbor:"16,keyasint,omitempty" json:"wait_ns,omitempty"`  // for a machine, where one could take it later; 0: not at all
+	Priority int               `cbor:"17,keyasint,omitempty" json:"priority,omitempty"` // in line before runs of its own owner that have less, on the owner's machines
 
 	// Isolation is the weakest level that will do, of package isolate; empty for
 	// what the machine's owner wants.
@@ -167,7 +169,7 @@ func (s *Spec) Check() error {
 	case s.Isolation != "" && s.Isolation != LevelProcess && s.Isolation != LevelSandbox:
 		return fmt.Errorf("unknown isolation %q: it is %s or %s", s.Isolation, LevelProcess, LevelSandbox)
 	}
-	if err := errors.Join(s.checkRetry(), s.checkSecrets()); err != nil {
+	if err := errors.Join(s.checkRetry(), s.checkQueue(), s.checkSecrets()); err != nil {
 		return err
 	}
 	if err := s.checkGang(); err != nil {
