@@ -334,7 +334,11 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	}
 	defer func() { err = errors.Join(err, submitted.Close()) }()
 
-	held := func() fleet.Held { return facts.held(runner.Held()) }
+	held := func() fleet.Held {
+		h := facts.held(runner.Held())
+		h.Taken = runner.Taken()
+		return h
+	}
 	var alive *member.List
 	facts.sampler = fleet.NewSampler(facts.probe, held, func(l fleet.Live) {
 		view.SetLive(self, l)

@@ -16,24 +16,37 @@ import (
 // choose ranks the machines that were not tried yet, and takes the best one
 // that fits, if there is one.
 func (r *run) choose() (task.Place, error) {
-	ranking, more := r.rank()
-	var best task.Verdict
-	if fit := ranking.Best(); len(fit) > 0 && r.movable() && (r.spec.Wait == 0 || !r.d.line.waits(r)) {
-		best = fit[0]
+	if !r.movable() || r.spec.Wait > 0 && r.d.line.waits(r) {
+		return r.nowhere()
 	}
-	p, err := r.place(best, ranking, more)
-	p.Wait = best.Node.IsZero() && r.mayWait(ranking)
+	ranking, more := r.d.take(r)
+	if len(ranking.Best()) == 0 {
+		return r.nowhere()
+	}
+	return r.place(ranking[0], r.withTried(ranking), more)
+}
+
+// nowhere is the choice of no machine.
+func (r *run) nowhere() (task.Place, error) {
+	ranking, more := r.rank()
+	p, err := r.place(task.Verdict{}, ranking, more)
+	p.Wait = r.mayWait(ranking)
 	return p, err
 }
 
 // rank returns the verdicts on the machines, with the reasons of those that were
 // tried.
 func (r *run) rank() (task.Ranking, int) {
-	tried := func(id identity.ID) bool {
-		return slices.ContainsFunc(r.tried, func(v task.Verdict) bool { return v.Node == id })
-	}
-	ranking, more := r.d.rank(&r.spec, maxVerdicts, tried)
-	return slices.Insert(ranking, len(ranking.Best()), r.tried...), more
+	ranking, more := r.d.rank(&r.spec, maxVerdicts, r.hasTried)
+	return r.withTried(ranking), more
+}
+
+func (r *run) hasTried(id identity.ID) bool {
+	return slices.ContainsFunc(r.tried, func(v task.Verdict) bool { return v.Node == id })
+}
+
+func (r *run) withTried(ranking task.Ranking) task.Ranking {
+	return slices.Insert(ranking, len(ranking.Best()), r.tried...)
 }
 
 // movable reports whether the run may still be given to a machine.
@@ -73,11 +86,14 @@ func (r *run) submit(ctx context.Context) error {
 	if r.isGang() { // its driver chooses
 		return r.writeLocked(ctx, wish)
 	}
+	r.mine = []*wire.Entry{} // until now
+	if r.d.hurried() {       // its driver asks some machines first
+		return r.writeLocked(ctx, wish)
+	}
 	choice, err := r.choose()
 	if err != nil {
 		return err
 	}
-	r.mine = []*wire.Entry{} // until now
 	r.placed = choice
 	return r.writeLocked(ctx, wish,
 		task.Draft{Topic: r.id, Kind: task.KindPlace, Record: choice})

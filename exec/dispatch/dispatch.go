@@ -110,6 +110,7 @@ type times struct {
 	retryMax time.Duration
 	lost     time.Duration // between requests to a machine that is out of reach
 	gang     time.Duration // before a gang is tried again, then doubled
+	probe    time.Duration // for the answers of machines that are asked before one is chosen
 	look     time.Duration // between looks of a run that waits at which machines could take it
 }
 
@@ -125,9 +126,11 @@ type Dispatcher struct {
 	closed  bool
 	drivers sync.WaitGroup
 
-	ranking sync.Mutex // guards the two below
+	ranking sync.Mutex // guards what follows
 	index   *place.Index
 	recent  place.Recent
+	pledges pledges
+	pace    pace
 
 	past sync.Mutex // held while the journal of a run without a driver is opened
 }
@@ -159,7 +162,7 @@ func New(cfg Config) (*Dispatcher, error) {
 		cfg:   cfg,
 		spare: journals,
 		line:  line{kinds: map[string][]*run{}},
-		times: times{connect: 2 * time.Second, retryMin: 100 * time.Millisecond, retryMax: 5 * time.Second, lost: time.Minute, gang: time.Second, look: 2 * time.Second},
+		times: times{connect: 2 * time.Second, retryMin: 100 * time.Millisecond, retryMax: 5 * time.Second, lost: time.Minute, gang: time.Second, probe: time.Second, look: 2 * time.Second},
 		runs:  map[string]*run{},
 		index: place.NewIndex(place.NewWorkload(nil)),
 	}, nil
@@ -170,8 +173,41 @@ func New(cfg Config) (*Dispatcher, error) {
 func (d *Dispatcher) rank(spec *task.Spec, limit int, skip func(identity.ID) bool) (task.Ranking, int) {
 	d.ranking.Lock()
 	defer d.ranking.Unlock()
-	d.index.Update(d.cfg.View())
-	return d.index.Choose(spec, d.cfg.From, d.cfg.Now(), limit, skip)
+	return d.rankLocked(spec, limit, skip)
+}
+
+// take does so for a run, and counts on the best machine to hold what it needs.
+func (d *Dispatcher) take(r *run) (task.Ranking, int) {
+	d.ranking.Lock()
+	defer d.ranking.Unlock()
+	d.pledges.drop(r.id)
+	ranking, more := d.rankLocked(&r.spec, maxVerdicts, r.hasTried)
+	if fit := ranking.Best(); len(fit) > 0 {
+		d.pledges.add(r.id, r.spec.Needs.Held(), d.cfg.From.Owner, fit[0], d.cfg.Now())
+		d.pace.own++
+	}
+	return ranking, more
+}
+
+// counts tells that a machine takes a run without being chosen by take.
+func (d *Dispatcher) counts() {
+	d.ranking.Lock()
+	defer d.ranking.Unlock()
+	d.pace.own++
+}
+
+// left tells that the machine of a run does not hold anything for it any more.
+func (d *Dispatcher) left(r *run) {
+	d.ranking.Lock()
+	defer d.ranking.Unlock()
+	d.pledges.drop(r.id)
+}
+
+func (d *Dispatcher) rankLocked(spec *task.Spec, limit int, skip func(identity.ID) bool) (task.Ranking, int) {
+	now := d.cfg.Now()
+	d.index.Update(d.pledges.apply(d.cfg.View(), now))
+	d.pace.saw(d.index.Taken(), now)
+	return d.index.Choose(spec, d.cfg.From, now, limit, skip)
 }
 
 // learn takes what a run asks for into what runs usually do.

@@ -90,7 +90,7 @@ func (l *lab) up() {
 	if l.d, err = New(l.cfg); err != nil {
 		l.t.Fatal(err)
 	}
-	l.d.times = times{connect: 50 * time.Millisecond, retryMin: time.Millisecond, retryMax: 5 * time.Millisecond, lost: 10 * time.Millisecond, gang: 2 * time.Millisecond, look: 10 * time.Millisecond}
+	l.d.times = times{connect: 50 * time.Millisecond, retryMin: time.Millisecond, retryMax: 5 * time.Millisecond, lost: 10 * time.Millisecond, gang: 2 * time.Millisecond, look: 10 * time.Millisecond, probe: time.Second}
 	if err := l.d.Resume(l.t.Context()); err != nil {
 		l.t.Fatal(err)
 	}

@@ -151,8 +151,7 @@ func (r *run) given(err error) *loss {
 		return nil
 	}
 	r.forget(l)
-	choice, err := r.choose()
-	if err != nil || choice.Node.IsZero() && !r.cancelled() {
+	if others, _ := r.rank(); (len(others.Best()) == 0 || !r.movable()) && !r.cancelled() {
 		return nil
 	}
 	return l

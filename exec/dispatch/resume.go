@@ -83,10 +83,7 @@ func (r *run) remember(ctx context.Context, entries []*wire.Entry) error {
 	if r.isGang() {
 		return nil
 	}
-	if r.placed.Attempt == 0 {
-		return r.placeAgain(ctx)
-	}
-	r.sent = true // for all that is known
+	r.sent = r.placed.Attempt > 0 // for all that is known
 	if !r.countersigned {
 		return nil
 	}

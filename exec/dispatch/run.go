@@ -135,6 +135,11 @@ func (r *run) bring(ctx context.Context) error {
 	if r.countersigned { // so all that came before is in the journal
 		return r.finish(ctx)
 	}
+	if r.placed.Attempt == 0 {
+		if err := r.probe(ctx); err != nil {
+			return err
+		}
+	}
 	for r.placed.Wait || !r.placed.Node.IsZero() {
 		if r.placed.Wait {
 			if err := r.await(ctx); err != nil {
@@ -147,6 +152,7 @@ func (r *run) bring(ctx context.Context) error {
 		}
 		err := r.ask(ctx)
 		r.release()
+		r.d.left(r)
 		var refusal *task.Refusal
 		var gone *loss
 		switch {

@@ -58,8 +58,8 @@ func (r *run) await(ctx context.Context) error {
 	}
 	r.d.line.join(r)
 	defer r.d.line.leave(r)
-	b := &bidding{run: r, open: map[identity.ID]context.CancelFunc{}, later: map[identity.ID]time.Time{}, said: make(chan answer)}
-	defer b.withdraw(identity.ID{})
+	b := r.newBidding()
+	defer b.withdraw()
 	for r.placed.Wait {
 		ranking, _ := r.rank()
 		if r.cancelled() || !r.mayWait(ranking) {
@@ -73,6 +73,10 @@ func (r *run) await(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+func (r *run) newBidding() *bidding {
+	return &bidding{run: r, open: map[identity.ID]context.CancelFunc{}, later: map[identity.ID]time.Time{}, said: make(chan answer)}
 }
 
 // noteWait tells who watches that the run waits, and why.
@@ -97,14 +101,23 @@ func (b *bidding) bid(ctx context.Context, ranking task.Ranking) {
 		if b.claim.IsZero() {
 			b.claim = v.Node
 		}
-		ctx, cancel := context.WithCancel(ctx)
-		b.open[v.Node] = cancel
-		b.bids.Go(func() { b.stand(ctx, v.Node, now) })
+		b.ask(ctx, v.Node, true)
 	}
 }
 
-// stand waits in the line of a machine.
-func (b *bidding) stand(ctx context.Context, node identity.ID, now time.Time) {
+// ask bids at a machine, and waits in its line if it is to.
+func (b *bidding) ask(ctx context.Context, node identity.ID, wait bool) {
+	bid := task.Bid{
+		Run: b.id, From: b.d.cfg.Self, Spec: b.spec.Outline(),
+		Wait: wait, Waited: b.d.cfg.Now().Sub(b.submitted), Claim: wait && node == b.claim,
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	b.open[node] = cancel
+	b.bids.Go(func() { b.stand(ctx, node, bid) })
+}
+
+// stand waits for what becomes of a bid.
+func (b *bidding) stand(ctx context.Context, node identity.ID, bid task.Bid) {
 	say := func(a answer) error {
 		select {
 		case b.said <- a:
@@ -113,7 +126,6 @@ func (b *bidding) stand(ctx context.Context, node identity.ID, now time.Time) {
 			return ctx.Err()
 		}
 	}
-	bid := task.Bid{Run: b.id, From: b.d.cfg.Self, Spec: b.spec.Outline(), Wait: true, Waited: now.Sub(b.submitted), Claim: node == b.claim}
 	held := false
 	err := b.d.cfg.Executor(node).Reserve(ctx, bid, func(e *task.Event) error {
 		if e.Type != task.EventHeld {
@@ -144,12 +156,7 @@ func (b *bidding) listen(ctx context.Context) error {
 
 func (b *bidding) heard(ctx context.Context, a answer) error {
 	if a.held != nil {
-		b.letGo = b.open[a.node]
-		delete(b.open, a.node)
-		b.withdraw(a.node)
-		return b.insist(ctx, "place", func(ctx context.Context) error {
-			return b.placeBy(ctx, func() (task.Place, error) { return b.settle(a) })
-		})
+		return b.placeAt(ctx, a)
 	}
 	if end := b.open[a.node]; end != nil {
 		end()
@@ -167,12 +174,21 @@ func (b *bidding) heard(ctx context.Context, a answer) error {
 	return nil
 }
 
-// withdraw ends all bids but the one at a machine.
-func (b *bidding) withdraw(but identity.ID) {
-	for node, end := range b.open {
-		if node != but {
-			end()
-		}
+// placeAt places the run on a machine that keeps what it needs.
+func (b *bidding) placeAt(ctx context.Context, a answer) error {
+	b.letGo = b.open[a.node]
+	delete(b.open, a.node)
+	b.withdraw()
+	b.d.counts()
+	return b.insist(ctx, "place", func(ctx context.Context) error {
+		return b.placeBy(ctx, func() (task.Place, error) { return b.settle(a) })
+	})
+}
+
+// withdraw ends all bids.
+func (b *bidding) withdraw() {
+	for _, end := range b.open {
+		end()
 	}
 	clear(b.open)
 }
@@ -187,7 +203,10 @@ func (b *bidding) settle(a answer) (task.Place, error) {
 
 // verdict is on the machine as it says itself that it is.
 func (b *bidding) verdict(a answer) task.Verdict {
-	turn := task.Part{Name: "turn", Text: "keeps what the run needs, which has waited for " + task.FormatDuration(b.d.cfg.Now().Sub(b.submitted).Round(time.Second))}
+	turn := task.Part{Name: "turn", Text: "was asked, and keeps what the run needs"}
+	if b.placed.Wait {
+		turn.Text = "keeps what the run needs, which has waited for " + task.FormatDuration(b.d.cfg.Now().Sub(b.submitted).Round(time.Second))
+	}
 	v := task.Verdict{Node: a.node, Name: b.nameOf(a.node), Fits: true}
 	for _, n := range b.d.cfg.View() {
 		if n.ID != a.node {

@@ -108,6 +108,10 @@ type Live struct {
 	Runs       int        `cbor:"7,keyasint" json:"runs"`
 	CPUPercent int        `cbor:"8,keyasint" json:"cpu_percent"` // of all cores; [Unknown] where not measured
 
+	// Taken is how many runs the machine has taken since its node was started: by
+	// how it grows, others tell how fast runs are placed.
+	Taken uint32 `cbor:"9,keyasint,omitempty" json:"taken,omitempty"`
+
 	Loaded []uint16 `cbor:"40,keyasint,omitempty" json:"loaded,omitempty"` // models in memory, as [ModelKey] has them
 	Asked  int      `cbor:"41,keyasint,omitempty" json:"asked,omitempty"`  // requests that its engines are answering
 }

@@ -151,6 +151,7 @@ func measureCard(c card, detail bool) (s SampleGPU) {
 type Held struct {
 	Runs    []RunUse
 	Devices []DeviceUse
+	Taken   uint32   // runs, since the node was started
 	Loaded  []string // models in memory
 	Asked   int      // requests for models that are being answered
 }
@@ -222,6 +223,7 @@ func (r *reading) live(h Held) Live {
 		Runs:       len(h.Runs),
 		CPUPercent: int(math.Round(r.cpu)),
 		Asked:      h.Asked,
+		Taken:      h.Taken,
 	}
 	l.SetLoaded(h.Loaded)
 	for _, run := range h.Runs {

@@ -171,11 +171,11 @@ func far(now, old task.Bytes) bool {
 
 // MaxLive bounds the encoded form of a trimmed [Live] in bytes, so that it fits
 // into a gossip message with room to spare.
-const MaxLive = 300
+const MaxLive = 306
 
 // What the parts of an encoded Live take at most, in bytes.
 const (
-	liveBase  = 62 // all but the devices
+	liveBase  = 68 // all but the devices
 	liveFree  = 16 // a device
 	liveTold  = 17 // more of one that runs share, and the name of their owner
 	liveHeld  = 7  // a device of which nothing is told but that it is held

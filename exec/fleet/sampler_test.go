@@ -214,6 +214,7 @@ func genLive(t *rapid.T) Live {
 		FreeDisk:   task.Bytes(rapid.Uint64().Draw(t, "disk")),
 		Runs:       rapid.IntRange(0, 65535).Draw(t, "runs"),
 		CPUPercent: rapid.IntRange(Unknown, 100).Draw(t, "percent"),
+		Taken:      rapid.Uint32().Draw(t, "taken"),
 	}
 	for range n {
 		l.GPUs = append(l.GPUs, LiveGPU{

@@ -24,6 +24,7 @@ type Index struct {
 	where map[identity.ID]int
 	memo  map[string]*column
 	clock uint64 // counts decisions
+	taken uint64 // runs that machines have taken, as far as was seen
 }
 
 // slot is a machine.
@@ -110,6 +111,7 @@ func (ix *Index) set(n *fleet.Node) (models bool) {
 	if ok && same(&s.node, n) {
 		return false
 	}
+	ix.taken += taken(s.node.Live, n.Live)
 	models = s.node.Offer != n.Offer && (hasGPUs(s.node.Offer) || hasGPUs(n.Offer))
 	if models {
 		ix.scale.count(s.node.Offer, -1)
@@ -120,6 +122,16 @@ func (ix *Index) set(n *fleet.Node) (models bool) {
 	s.stand = nil
 	s.version++
 	return models
+}
+
+// Taken returns how many runs machines have taken while the index knew them.
+func (ix *Index) Taken() uint64 { return ix.taken }
+
+func taken(before, now *fleet.Live) uint64 {
+	if before == nil || now == nil || now.Taken < before.Taken { // its node was started again
+		return 0
+	}
+	return uint64(now.Taken - before.Taken)
 }
 
 func hasGPUs(o *fleet.Offer) bool { return o != nil && len(o.GPUs) > 0 }

@@ -258,6 +258,7 @@ func (r *Runner) admit(x *live) []task.Reason {
 	}
 	x.grant, x.level, x.limits = b.grant, level(&x.spec, b.grant), bounds(&x.spec, b.grant)
 	x.use = b.use
+	r.taken++
 	r.changed()
 	return nil
 }

@@ -167,6 +167,7 @@ type Runner struct {
 	closed bool
 	runs   map[string]*live // that have not ended, and those about to be accepted
 	line   line
+	taken  uint32 // runs, in this life
 }
 
 // Open starts a Runner on a folder. It goes on with the runs of an earlier one:
@@ -334,6 +335,13 @@ func (r *Runner) Held() []Use {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.heldLocked()
+}
+
+// Taken returns how many runs the Runner has taken.
+func (r *Runner) Taken() uint32 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.taken
 }
 
 func (r *Runner) heldLocked() []Use {

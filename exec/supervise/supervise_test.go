@@ -208,7 +208,7 @@ func TestLateSupervisor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.Close()
+	defer func() { _ = s.Close() }()
 	if err := s.proc.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
@@ -222,7 +222,7 @@ func TestLateSupervisor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer w.Close()
+	defer func() { _ = w.Close() }()
 	order() // of the next attempt
 	if err := s.proc.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)

@@ -1,0 +1,124 @@
+package dispatch
+
+import (
+	"math"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/balanceai/balance/exec/task"
+)
+
+// Runs that are placed at the same time do not all go to the machine that was the
+// best before.
+func TestPledges(t *testing.T) {
+	l := newLab(t)
+	for _, m := range []*machine{l.hydra, l.io, l.juno} {
+		m.script = (*machine).start // and goes on
+	}
+	var ids []string
+	for range 11 {
+		ids = append(ids, l.submit(bare()))
+	}
+	where := map[string]int{}
+	for _, id := range ids {
+		events := l.watch(id, func(e *task.Event) bool { return e.Type == task.EventStarted })
+		if len(events) != 2 {
+			t.Errorf("moved on: %s", brief(events))
+		}
+		where[events[0].Node]++
+	}
+	if where["hydra"] != 2 || where["io"] != 4 || where["juno"] != 5 {
+		t.Errorf("runs at %v", where)
+	}
+	for _, id := range ids {
+		if err := l.d.Cancel(t.Context(), id, true); err != nil {
+			t.Fatal(err)
+		}
+		l.end(id)
+	}
+	l.hydra.script = nil
+	if got := brief(l.end(l.submit(bare()))); !strings.HasPrefix(got, "placed@hydra") {
+		t.Errorf("after their end: %s", got)
+	}
+}
+
+// Where others place many runs, some machines are asked first, and what the others
+// keep is let go.
+func TestProbe(t *testing.T) {
+	l := newLab(t)
+	if l.d.hurried() {
+		t.Error("hurried among nobody")
+	}
+	others := func() {
+		l.d.ranking.Lock()
+		defer l.d.ranking.Unlock()
+		l.d.pace = pace{rate: 5, begun: true, at: time.Now()}
+	}
+	others()
+	id := l.submit(bare())
+	if got := brief(l.end(id)); got != "placed@hydra started@hydra one two three succeeded" {
+		t.Errorf("got %s", got)
+	}
+	for _, m := range []*machine{l.hydra, l.io, l.juno} {
+		if len(m.bids) != 1 || m.bids[0].Wait || m.bids[0].Run != id {
+			t.Errorf("%s was asked %+v", m.name, m.bids)
+		}
+	}
+	l.bidders(0)
+	why, err := l.d.Why(t.Context(), id)
+	if err != nil || len(why) != 1 || why[0].Node != "hydra" {
+		t.Fatalf("why %+v, %v", why, err)
+	}
+	if v := why[0].Ranking[0]; v.Name != "hydra" || !strings.Contains(v.Parts[len(v.Parts)-1].Text, "was asked") {
+		t.Errorf("the choice: %+v", v)
+	}
+
+	// Who says no, or nothing, is passed over.
+	others()
+	l.hydra.set(func() { l.hydra.refusal = wrong })
+	l.io.set(func() { l.io.deaf = true })
+	id = l.submit(bare())
+	if got := brief(l.end(id)); !strings.Contains(got, "placed@juno started@juno") || strings.Contains(got, "placed@hydra") {
+		t.Errorf("got %s", got)
+	}
+
+	// When all say no, it waits or ends as ever.
+	others()
+	l.io.set(func() { l.io.deaf = false })
+	l.full(busy)
+	if got := brief(l.end(l.submit(bare()))); !strings.HasSuffix(got, "unplaced") {
+		t.Errorf("got %s", got)
+	}
+	others()
+	id = l.submit(patient())
+	l.waits(id)
+	l.full(nil)
+	if got := brief(l.end(id)); !strings.HasSuffix(got, "succeeded") {
+		t.Errorf("got %s", got)
+	}
+}
+
+func TestPace(t *testing.T) {
+	var p pace
+	now := time.Now()
+	all := uint64(1000)
+	for range 600 { // a minute: ten a second, of which four are own
+		p.saw(all, now)
+		now = now.Add(100 * time.Millisecond)
+		all++
+		if all%5 < 2 {
+			p.own++
+		}
+	}
+	if math.Abs(p.rate-6) > 0.5 {
+		t.Errorf("%.2f a second, want 6", p.rate)
+	}
+	for range 600 {
+		p.saw(all, now)
+		now = now.Add(100 * time.Millisecond)
+	}
+	if p.rate > 0.1 {
+		t.Errorf("%.2f a second when nothing happens", p.rate)
+	}
+}
