@@ -157,6 +157,7 @@ type machine struct {
 	runs     map[string]*machineRun
 	starts   map[string]int
 	refusal  []task.Reason
+	late     []task.Reason // of orders alone
 	dead     bool // cannot be reached
 	deaf     bool // takes requests, answers nothing
 	breaks   int  // after so many events a stream breaks; 0: never
@@ -267,13 +268,13 @@ func (m *machine) Start(ctx context.Context, o task.Order, yield func(*task.Even
 		return err
 	}
 	m.mu.Lock()
-	refusal, known := m.refusal, m.runs[o.Run] != nil && m.runs[o.Run].attempt >= o.Attempt
+	refusal, known := slices.Concat(m.refusal, m.late), m.runs[o.Run] != nil && m.runs[o.Run].attempt >= o.Attempt
 	m.mu.Unlock()
 	if !known {
 		if _, err := m.ledger.Accept(ctx, o.Entries...); err != nil {
 			return err
 		}
-		if refusal != nil {
+		if len(refusal) > 0 {
 			entries, err := m.ledger.Append(ctx, task.Draft{Topic: o.Run, Kind: task.KindRefused, Record: task.Refused{Attempt: o.Attempt, Reasons: refusal}})
 			if err != nil {
 				return err
@@ -305,7 +306,7 @@ func (m *machine) Reserve(ctx context.Context, b task.Bid, yield func(*task.Even
 		m.mu.Lock()
 		reasons, changed := m.refusal, m.changed
 		m.mu.Unlock()
-		if slices.ContainsFunc(reasons, func(r task.Reason) bool { return !r.Ever }) {
+		if len(reasons) > 0 && !b.Wait || slices.ContainsFunc(reasons, func(r task.Reason) bool { return !r.Ever }) {
 			return &task.Refusal{Reasons: reasons}
 		}
 		if len(reasons) == 0 {

@@ -5,28 +5,21 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
-	"time"
 
 	"github.com/balanceai/balance/exec/task"
-	"github.com/balanceai/balance/mesh/identity"
 )
 
-// A gang is a run that has no machine: its driver submits a run for each rank,
-// pinned to a machine of its own, and follows them. A rank that could start says
-// so and waits. When all have said so, they may. When one is not taken, the
-// others are cancelled and other machines are asked; when one has failed or is
-// lost, the gang has, and the others are cancelled.
+// A gang is a run that has no machine: its driver has machines keep what the ranks
+// need, all of them or none, submits a run for each rank, pinned to its machine,
+// and follows them. A rank that could start says so and waits. When all have said
+// so, they may. When one is not taken after all, the others are cancelled and other
+// machines are asked; when one has failed or is lost, the gang has, and the others
+// are cancelled.
 //
 // Which run is which rank is in the ledger before any of them is, so that a
 // later life takes up the same ones. The journal has what they say, each event
 // with its number at its rank.
-
-// gangAttempts bounds how often machines are asked for a gang. Two gangs that each
-// hold what the other one wants both let go, and the pauses in between grow until
-// one is first.
-const gangAttempts = 6
 
 // gang is what its driver knows of the ranks.
 type gang struct {
@@ -79,66 +72,33 @@ func (r *run) bringGang(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if r.placed.Attempt == 0 {
-		err = r.insist(ctx, "place", g.choose)
-	}
-	for err == nil && len(r.placed.Ranks) > 0 {
-		if g.ranks, err = g.muster(ctx, seen); err != nil {
-			return err
+	for {
+		if len(r.placed.Ranks) == 0 {
+			if err := g.gather(ctx); err != nil {
+				return err
+			}
 		}
-		if err = g.follow(ctx); err != nil {
+		if len(r.placed.Ranks) == 0 {
+			break
+		}
+		if g.ranks, err = g.muster(ctx, seen); err == nil {
+			err = g.follow(ctx)
+		}
+		r.unhold()
+		if err != nil {
 			return err
 		}
 		if g.failed == nil || !g.failed.nowhere() || g.going || g.cancelled() {
 			return g.finish(ctx)
 		}
-		err = g.again(ctx)
-	}
-	if err != nil {
-		return err
+		if err := g.again(ctx); err != nil {
+			return err
+		}
 	}
 	if r.cancelled() {
 		return g.finish(ctx)
 	}
 	return r.insist(ctx, "end", r.endNowhere)
-}
-
-// choose writes which machines are to take a rank, or that there are too few.
-func (g *gang) choose(ctx context.Context) error {
-	n := g.spec.Gang.Nodes
-	ranking, more := g.d.rank(&g.spec, max(maxVerdicts, n), g.tried)
-	fit := ranking.Best()
-	ranking = slices.Insert(ranking, len(fit), g.refused...)
-	p, err := task.NewPlace(g.placed.Attempt+1, identity.ID{}, "", ranking)
-	if err != nil {
-		p, err = task.NewPlace(g.placed.Attempt+1, identity.ID{}, "", slices.DeleteFunc(ranking, tooLong))
-	}
-	if err != nil {
-		return err
-	}
-	p.More += more
-	if len(fit) >= n && p.Attempt <= gangAttempts && !g.cancelled() {
-		names := make([]string, n)
-		for i, v := range fit[:n] {
-			names[i] = v.Name
-			p.Ranks = append(p.Ranks, task.Rank{Run: task.NewID(), Node: v.Node, Name: v.Name})
-		}
-		p.Name = strings.Join(names[:min(n, mostNamed)], ", ")
-		if n > mostNamed {
-			p.Name += fmt.Sprintf(" and %d more", n-mostNamed)
-		}
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if err := g.writeLocked(ctx, task.Draft{Topic: g.id, Kind: task.KindPlace, Record: p}); err != nil {
-		return err
-	}
-	g.placed, g.announced = p, false
-	return nil
-}
-
-func (g *gang) tried(id identity.ID) bool {
-	return slices.ContainsFunc(g.refused, func(v task.Verdict) bool { return v.Node == id })
 }
 
 // verdict is why a machine has not taken a rank.
@@ -156,9 +116,8 @@ func (g *gang) verdict(ctx context.Context, s *rankState) task.Verdict {
 	return out
 }
 
-// again chooses other machines, after some have not taken their rank. When there
-// are too few others, those are asked once more: what they lack may be free by
-// then.
+// again lets the ranks go, after some were not taken, so that other machines are
+// asked.
 func (g *gang) again(ctx context.Context) error {
 	for i := range g.ranks {
 		if s := &g.ranks[i]; s.nowhere() {
@@ -170,30 +129,38 @@ func (g *gang) again(ctx context.Context) error {
 		return err
 	}
 	g.failed, g.ended, g.forced = nil, false, false
-	others, _ := g.d.rank(&g.spec, g.spec.Gang.Nodes, g.tried)
-	if len(others.Best()) < g.spec.Gang.Nodes && g.placed.Attempt < gangAttempts-1 {
-		g.refused = nil
-		pause := g.d.times.gang << (g.placed.Attempt - 1)
-		g.wait(ctx, pause/2+time.Duration(g.d.cfg.Now().UnixNano())%(pause/2)) // two gangs do not meet again
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.placed.Ranks = nil // the next choice is another attempt
+	return nil
+}
+
+// members is what all ranks know of each other.
+func (g *gang) members(ranks []task.Rank) task.Member {
+	m := task.Member{Gang: g.id, Port: g.spec.Gang.Port}
+	for _, r := range ranks {
+		m.Runs, m.Nodes = append(m.Runs, r.Run), append(m.Nodes, r.Node)
 	}
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	return g.insist(ctx, "place", g.choose)
+	return m
+}
+
+// specOf is the spec of the run of a rank.
+func (g *gang) specOf(rank int, m task.Member) task.Spec {
+	spec := g.spec
+	m.Rank = rank
+	spec.Gang, spec.Member, spec.Node, spec.Wait = nil, &m, m.Nodes[rank].String(), 0
+	return spec
 }
 
 // muster submits the ranks that are not in the ledger yet.
 func (g *gang) muster(ctx context.Context, seen map[string]uint64) ([]rankState, error) {
 	out := make([]rankState, len(g.placed.Ranks))
-	m := task.Member{Gang: g.id, Port: g.spec.Gang.Port}
+	m := g.members(g.placed.Ranks)
 	for i, r := range g.placed.Ranks {
 		out[i] = rankState{Rank: r, rank: i, seen: seen[r.Run]}
-		m.Runs, m.Nodes = append(m.Runs, r.Run), append(m.Nodes, r.Node)
 	}
 	for i, r := range g.placed.Ranks {
-		spec, own := g.spec, m
-		own.Rank = i
-		spec.Gang, spec.Member, spec.Node = nil, &own, r.Node.String()
+		spec := g.specOf(i, m)
 		err := g.insist(ctx, "submit a rank", func(ctx context.Context) error {
 			if g.d.active(r.Run) != nil {
 				return nil

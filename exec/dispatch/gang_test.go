@@ -146,7 +146,7 @@ func TestGangIsRefused(t *testing.T) {
 	if events := l.end(id); events[len(events)-1].State != task.Succeeded {
 		t.Errorf("last event %+v", events[len(events)-1])
 	}
-	if st := l.status(id); st.Attempt != 2 {
+	if st := l.status(id); st.Attempt != 1 || strings.Contains(st.Node, "hydra") {
 		t.Errorf("status %+v", st)
 	}
 	id = l.submit(gangOf(3))
@@ -166,6 +166,55 @@ func TestGangIsRefused(t *testing.T) {
 	if events := l.end(l.submit(gangOf(4))); events[len(events)-1].State != task.Unplaced {
 		t.Errorf("last event %+v", events[len(events)-1])
 	}
+}
+
+// One that refuses the order for what it has kept has the gang look for others.
+func TestGangIsRefusedLate(t *testing.T) {
+	l := newLab(t)
+	l.inGang((*machine).all)
+	l.hydra.late = []task.Reason{{Rule: "busy", Text: "is busy"}}
+	id := l.submit(gangOf(2))
+	events := l.end(id)
+	if last := events[len(events)-1]; last.State != task.Succeeded || !strings.Contains(brief(events), "hydra refused: is busy; the other ranks are let go") {
+		t.Errorf("got %s", brief(events))
+	}
+	if st := l.status(id); st.Attempt != 2 || strings.Contains(st.Node, "hydra") {
+		t.Errorf("status %+v", st)
+	}
+}
+
+// A gang waits until it gets all of its machines at one time.
+func TestGangWaits(t *testing.T) {
+	l := newLab(t)
+	l.inGang((*machine).all)
+	l.hydra.refusal = busy
+	spec := gangOf(3)
+	spec.Wait = task.WaitForever
+	id := l.submit(spec)
+	if got := l.waits(id); !strings.Contains(got, "hydra needs 4 cores; 1 of 8 is free") {
+		t.Errorf("reason %s", got)
+	}
+	_ = l.d.Close()
+	l.up()
+	time.Sleep(50 * time.Millisecond)
+	if st := l.status(id); st.State != task.Waiting || st.Attempt != 1 {
+		t.Errorf("status %+v", st)
+	}
+	l.hydra.set(func() { l.hydra.refusal = nil })
+	events := l.end(id)
+	if last := events[len(events)-1]; last.State != task.Succeeded || last.Attempt != 1 {
+		t.Errorf("last event %+v", last)
+	}
+	l.hydra.set(func() { l.hydra.refusal = busy })
+	id = l.submit(spec)
+	l.waits(id)
+	if err := l.d.Cancel(t.Context(), id, false); err != nil {
+		t.Fatal(err)
+	}
+	if events := l.end(id); events[len(events)-1].State != task.Cancelled {
+		t.Errorf("last event %+v", events[len(events)-1])
+	}
+	l.bidders(0)
 }
 
 func TestGangIsCancelled(t *testing.T) {

@@ -2,7 +2,6 @@ package dispatch
 
 import (
 	"context"
-	"errors"
 	"math/rand/v2"
 	"time"
 
@@ -95,9 +94,5 @@ func (b *bidding) failed(a answer) {
 		end()
 		delete(b.open, a.node)
 	}
-	v := task.Verdict{Node: a.node, Name: b.nameOf(a.node), Reasons: []task.Reason{{Rule: ruleReach, Text: "did not answer", Ever: true}}}
-	if no, ok := errors.AsType[*task.Refusal](a.err); ok {
-		v.Reasons = bounded(no.Reasons)
-	}
-	b.tried = append(b.tried, v)
+	b.tried = append(b.tried, unheard(a.node, b.nameOf(a.node), a.err))
 }

@@ -117,7 +117,7 @@ func (r *run) drive(ctx context.Context) {
 	}
 	r.begun()
 	_ = r.stored() // the next life finds out what is missing
-	r.release()
+	r.unhold()
 	r.bids.Wait()
 	if err == nil {
 		r.settle(ctx)
@@ -151,7 +151,7 @@ func (r *run) bring(ctx context.Context) error {
 			return err
 		}
 		err := r.ask(ctx)
-		r.release()
+		r.unhold()
 		r.d.left(r)
 		var refusal *task.Refusal
 		var gone *loss

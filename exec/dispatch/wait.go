@@ -113,21 +113,21 @@ func (b *bidding) ask(ctx context.Context, node identity.ID, wait bool) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	b.open[node] = cancel
-	b.bids.Go(func() { b.stand(ctx, node, bid) })
+	b.bids.Go(func() { b.stand(ctx, node, bid, b.said) })
 }
 
-// stand waits for what becomes of a bid.
-func (b *bidding) stand(ctx context.Context, node identity.ID, bid task.Bid) {
+// stand waits for what becomes of a bid, and says so.
+func (r *run) stand(ctx context.Context, node identity.ID, bid task.Bid, said chan<- answer) {
 	say := func(a answer) error {
 		select {
-		case b.said <- a:
+		case said <- a:
 			return nil
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
 	held := false
-	err := b.d.cfg.Executor(node).Reserve(ctx, bid, func(e *task.Event) error {
+	err := r.d.cfg.Executor(node).Reserve(ctx, bid, func(e *task.Event) error {
 		if e.Type != task.EventHeld {
 			return nil
 		}
@@ -232,8 +232,8 @@ func (r *run) nameOf(id identity.ID) string {
 	return id.Short()
 }
 
-// release lets go of what a machine keeps for the run, if it still does.
-func (r *run) release() {
+// unhold lets go of what a machine keeps for the run, if it still does.
+func (r *run) unhold() {
 	if r.letGo != nil {
 		r.letGo()
 		r.letGo = nil
