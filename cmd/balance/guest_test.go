@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -13,7 +12,6 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -24,41 +22,10 @@ import (
 )
 
 // pair is a mesh of two nodes on this host: alpha of ana, and beta of ben.
-type pair struct {
-	t     *testing.T
-	homes []home
-}
+type pair struct{ *cluster }
 
 func newPair(t *testing.T) *pair {
-	dir := shortDir(t)
-	p := &pair{t, []home{home(filepath.Join(dir, "a")), home(filepath.Join(dir, "b"))}}
-	p.balance(0, "init", "--mesh", "lab", "--name", "alpha", "--owner", "ana", "--client")
-	p.up(0)
-	invite := filepath.Join(dir, "invite")
-	if err := os.WriteFile(invite, []byte(p.balance(0, "invite", "--owner", "ben")), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	p.balance(1, "join", "--name", "beta", "--client", invite)
-	p.up(1)
-	for _, h := range p.homes {
-		awaitAll(t, h, 2)
-	}
-	return p
-}
-
-func (p *pair) up(i int) {
-	p.t.Helper()
-	startIn(p.t, exec.Command("balance", "--home", string(p.homes[i]), "up", "--listen", "127.0.0.1:0", "--no-multicast"), p.homes[i])
-}
-
-func (p *pair) balance(i int, args ...string) string {
-	p.t.Helper()
-	out, err := exec.Command("balance", append([]string{"--home", string(p.homes[i])}, args...)...).Output()
-	if err != nil {
-		exit, _ := errors.AsType[*exec.ExitError](err)
-		p.t.Fatalf("balance %v: %v\n%s", args, err, exit.Stderr)
-	}
-	return string(out)
+	return &pair{newCluster(t, host{name: "alpha", owner: "ana", client: true}, host{name: "beta", owner: "ben", client: true})}
 }
 
 // expose opens a page of a machine, that says a text, at a port of the mesh.

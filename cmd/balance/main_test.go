@@ -291,7 +291,7 @@ func startIn(t testing.TB, cmd *exec.Cmd, h home) {
 }
 
 // awaitAll waits until a node sees as many machines up.
-func awaitAll(t *testing.T, h home, want int) {
+func awaitAll(t testing.TB, h home, want int) {
 	t.Helper()
 	c := newClient(h)
 	var rows []nodeRow

@@ -53,7 +53,8 @@ type run struct {
 	placed task.Place    // the last choice; the driver changes it
 	mine   []*wire.Entry // all that this node has written about the run; nil where that has to be looked up
 	cancel wish
-	told   wish // what the machine knows of it
+	told   wish                          // what the machine knows of it
+	words  map[identity.ID][]task.Reason // of machines in whose lines it stands: why it waits there
 }
 
 // wish is how much a user wants a run to end.

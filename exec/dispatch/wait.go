@@ -129,14 +129,38 @@ func (r *run) stand(ctx context.Context, node identity.ID, bid task.Bid, said ch
 	held := false
 	err := r.d.cfg.Executor(node).Reserve(ctx, bid, func(e *task.Event) error {
 		if e.Type != task.EventHeld {
+			r.hears(node, e.Reasons)
 			return nil
 		}
 		held = true
 		return say(answer{node: node, held: e})
 	})
+	r.hears(node, nil)
 	if !held {
 		_ = say(answer{node: node, err: err})
 	}
+}
+
+// hears notes why the run waits at a machine; nil: it does not stand there any more.
+func (r *run) hears(node identity.ID, why []task.Reason) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if why == nil {
+		delete(r.words, node)
+		return
+	}
+	if r.words == nil {
+		r.words = map[identity.ID][]task.Reason{}
+	}
+	r.words[node] = bounded(why)
+}
+
+// heardAt returns why the run waits at a machine, as that says; nil where it does
+// not.
+func (r *run) heardAt(node identity.ID) []task.Reason {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.words[node]
 }
 
 // listen waits for the answer to a bid, for a time at most, and acts on it.

@@ -32,7 +32,7 @@ func (d *Dispatcher) Why(ctx context.Context, id string) ([]Attempt, error) {
 	}
 	out, err := attempts(id, entries)
 	if n := len(out); err == nil && n > 0 && out[n-1].Waits {
-		err = d.refresh(entries, &out[n-1])
+		err = d.refresh(id, entries, &out[n-1])
 	}
 	return out, err
 }
@@ -60,9 +60,8 @@ func attempts(id string, entries []*wire.Entry) ([]Attempt, error) {
 }
 
 // refresh puts the verdicts of now in the place of those with which a run began to
-// wait. Where nothing is seen from here that stands against a machine, its own word
-// stays.
-func (d *Dispatcher) refresh(entries []*wire.Entry, a *Attempt) error {
+// wait: those of the machines in whose lines it stands, else what is seen from here.
+func (d *Dispatcher) refresh(id string, entries []*wire.Entry, a *Attempt) error {
 	var s task.Submit
 	for _, e := range entries {
 		if e.Kind == task.KindSubmit {
@@ -71,14 +70,14 @@ func (d *Dispatcher) refresh(entries []*wire.Entry, a *Attempt) error {
 			}
 		}
 	}
-	said := map[identity.ID]task.Verdict{}
-	for _, v := range a.Ranking {
-		said[v.Node] = v
-	}
 	a.Ranking, a.More = d.rank(&s.Spec, maxVerdicts, nil)
+	r := d.active(id)
+	if r == nil {
+		return nil
+	}
 	for i, v := range a.Ranking {
-		if own, ok := said[v.Node]; ok && v.Fits {
-			a.Ranking[i] = own
+		if why := r.heardAt(v.Node); why != nil {
+			a.Ranking[i] = task.Verdict{Node: v.Node, Name: v.Name, Owner: v.Owner, Reasons: why}
 		}
 	}
 	slices.SortStableFunc(a.Ranking, func(v, w task.Verdict) int { return cmp.Compare(w.Score, v.Score) }) // those that fit, still first

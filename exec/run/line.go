@@ -38,8 +38,10 @@ type bidder struct {
 	grant Grant
 	use   Use           // once it fits
 	facts []byte        // likewise: what is free besides
+	why   []task.Reason // it waits, or cannot be here any more
+	never bool          // the latter
 	turn  chan struct{} // closed when its part is kept
-	over  chan struct{} // closed when it is forgotten: the order is there
+	over  chan struct{} // closed when it is forgotten: the order is there, or it can never be here
 }
 
 // forget takes a bidder out of the line, and lets go of what is kept for it.
@@ -69,8 +71,9 @@ func (l *line) of(run string) *bidder {
 
 // Reserve keeps what a run needs of this machine until the order for the run
 // comes, ctx ends or five seconds are over. It yields a [task.EventHeld] when it
-// does, and returns when it does not any more. A *[task.Refusal] tells why the
-// run cannot be here: at all, for a bid that waits, else now.
+// does, and returns when it does not any more; before that it yields notes of why
+// the run waits. A *[task.Refusal] tells why the run cannot be here: at all, for a
+// bid that waits, else now.
 func (r *Runner) Reserve(ctx context.Context, bid task.Bid, yield func(*task.Event) error) error {
 	if err := bid.Spec.Check(); err != nil || !task.ValidID(bid.Run) {
 		return invalid(fmt.Errorf("run %.64q: %w", bid.Run, err))
@@ -80,14 +83,8 @@ func (r *Runner) Reserve(ctx context.Context, bid task.Bid, yield func(*task.Eve
 		return err
 	}
 	defer r.quit(b)
-	select {
-	case <-b.turn:
-	case <-b.over: // it has bid again
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-r.closing:
-		return errStopping
+	if err := r.await(ctx, b, yield); err != nil {
+		return err
 	}
 	if err := yield(&task.Event{Seq: 1, Type: task.EventHeld, Run: b.Run, Node: r.cfg.Name, Time: r.cfg.Now(), Facts: b.facts}); err != nil {
 		return err
@@ -99,6 +96,51 @@ func (r *Runner) Reserve(ctx context.Context, bid task.Bid, yield func(*task.Eve
 	case <-r.closing:
 	}
 	return nil
+}
+
+// errAnew ends a bid that its run has made once more.
+var errAnew = fmt.Errorf("%w: it has bid again", task.ErrBroken)
+
+// await waits until it is a bidder's turn, and tells why it is not yet.
+func (r *Runner) await(ctx context.Context, b *bidder, yield func(*task.Event) error) error {
+	look := time.NewTicker(lookPeriod)
+	defer look.Stop()
+	var told []task.Reason
+	for {
+		select {
+		case <-b.turn:
+			return nil
+		default:
+		}
+		r.mu.Lock()
+		why, never := b.why, b.never
+		r.mu.Unlock()
+		if never {
+			return refused(why...)
+		}
+		if !slices.Equal(why, told) {
+			if err := yield(&task.Event{Seq: 1, Type: task.EventNote, Run: b.Run, Node: r.cfg.Name, Time: r.cfg.Now(), Reasons: why}); err != nil {
+				return err
+			}
+			told = why
+		}
+		select {
+		case <-b.turn:
+			return nil
+		case <-b.over:
+			r.mu.Lock()
+			never := b.never
+			r.mu.Unlock()
+			if !never {
+				return errAnew
+			}
+		case <-look.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-r.closing:
+			return errStopping
+		}
+	}
 }
 
 // enter puts a bid into the line, unless it is answered at once.
@@ -131,16 +173,21 @@ func (r *Runner) enter(bid task.Bid) (*bidder, error) {
 	if len(reasons) == 0 {
 		reasons = r.yields(b, r.ahead(b))
 	}
-	never := slices.ContainsFunc(reasons, func(r task.Reason) bool { return !r.Ever })
 	switch {
 	case len(reasons) == 0:
 		r.keep(b)
-	case never || !bid.Wait:
+	case never(reasons) || !bid.Wait:
 		return nil, refused(reasons...)
 	default:
+		b.why = reasons
 		r.line.waiting = append(r.line.waiting, b)
 	}
 	return b, nil
+}
+
+// never reports whether time alone does not remove the reasons.
+func never(reasons []task.Reason) bool {
+	return slices.ContainsFunc(reasons, func(r task.Reason) bool { return !r.Ever })
 }
 
 func refused(reasons ...task.Reason) error { return &task.Refusal{Reasons: reasons} }
@@ -201,20 +248,35 @@ func (r *Runner) lookOn() {
 	}
 }
 
-// serve keeps what is free for those whose turn it is.
+// serve keeps what is free for those whose turn it is, and tells the others why they
+// wait.
 func (r *Runner) serve() {
-	asked := map[string]bool{} // kinds of runs that do not fit
+	asked := map[string][]task.Reason{} // by kind, of those that do not fit
 	turns := r.order(r.line.waiting)
+	before := 0
 	for i, b := range turns {
 		kind := b.kind()
-		if asked[kind] {
+		reasons := asked[kind]
+		if reasons == nil {
+			if reasons = r.fits(b, 0); len(reasons) == 0 {
+				reasons = r.yields(b, turns[:i])
+			}
+		}
+		switch {
+		case len(reasons) == 0:
+			r.keep(b)
+			continue
+		case never(reasons):
+			b.why, b.never = reasons, true
+			r.line.forget(b)
 			continue
 		}
-		if len(r.fits(b, 0)) > 0 || len(r.yields(b, turns[:i])) > 0 {
-			asked[kind] = true
-			continue
+		asked[kind] = reasons
+		b.why = reasons
+		if before > 0 {
+			b.why = append(slices.Clone(reasons), task.Reason{Rule: "queue", Text: fmt.Sprintf("%d that wait there come first", before), Ever: true})
 		}
-		r.keep(b)
+		before++
 	}
 }
 

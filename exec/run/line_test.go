@@ -47,13 +47,14 @@ type bids struct {
 
 	mu   sync.Mutex
 	held []string // the names of those that had their turn, in that order
+	why  map[string]string // they wait
 	err  map[string]error
 	end  map[string]context.CancelFunc
 	all  sync.WaitGroup
 }
 
 func (l *lab) bids() *bids {
-	b := &bids{l: l, err: map[string]error{}, end: map[string]context.CancelFunc{}}
+	b := &bids{l: l, why: map[string]string{}, err: map[string]error{}, end: map[string]context.CancelFunc{}}
 	l.t.Cleanup(func() {
 		for _, end := range b.end {
 			end()
@@ -76,8 +77,9 @@ func (b *bids) add(name string, bid task.Bid) {
 		err := b.l.Reserve(ctx, bid, func(e *task.Event) error {
 			b.mu.Lock()
 			defer b.mu.Unlock()
-			if e.Type != task.EventHeld {
-				return fmt.Errorf("a %s event", e.Type)
+			if e.Type == task.EventNote {
+				b.why[name] = (&task.Refusal{Reasons: e.Reasons}).Error()
+				return nil
 			}
 			b.held = append(b.held, name)
 			return nil
@@ -212,6 +214,11 @@ func TestLineMoves(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.wait("one", "two")
+	eventually(t, "a reason", func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return b.why["three"] == "refused: has 2 cores, 3 are asked for"
+	})
 	b.leave("one")
 	b.wait("one", "two", "three")
 }
@@ -280,6 +287,29 @@ func TestLineWide(t *testing.T) {
 	b.wait("before0", "before1", "before2", "before3", "early", "beside", "wide")
 	b.leave("wide")
 	b.wait("before0", "before1", "before2", "before3", "early", "beside", "wide", "late")
+}
+
+// Who could be here when they came, and cannot any more, are told so: they are
+// waiting for nothing.
+func TestLineNever(t *testing.T) {
+	l := newLab(t)
+	l.cores(2 * task.Core)
+	b := l.bids()
+	b.add("first", task.Bid{Spec: sized(2 * task.Core)})
+	b.add("large", task.Bid{Spec: sized(2 * task.Core), Wait: true})
+	b.add("small", task.Bid{Spec: sized(task.Core), Wait: true})
+	l.cores(task.Core)
+	eventually(t, "the end of the large one", func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return b.err["large"] != nil
+	})
+	var no *task.Refusal
+	if !errors.As(b.err["large"], &no) || no.Reasons[0].Ever {
+		t.Errorf("the large one: %v", b.err["large"])
+	}
+	b.leave("first")
+	b.wait("first", "small")
 }
 
 // Nobody fills the line for all others, and nobody's run is taken for another's.

@@ -55,7 +55,8 @@ type Event struct {
 	// event, encoded, and the number that the executor gave to it.
 	Entries [][]byte `json:"entries,omitempty"`
 	Source  uint64   `json:"source,omitempty"`
-	Facts   []byte   `json:"facts,omitempty"` // of held: what is free there besides, as the machine encodes it
+	Facts   []byte   `json:"facts,omitempty"`   // of held: what is free there besides, as the machine encodes it
+	Reasons []Reason `json:"reasons,omitempty"` // of a note in answer to a [Bid]: why it waits there
 
 	// In the executor's journal alone: how much of the program's log is in the
 	// journal, see exec/run.
