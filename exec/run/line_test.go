@@ -46,7 +46,7 @@ type bids struct {
 	l *lab
 
 	mu   sync.Mutex
-	held []string // the names of those that had their turn, in that order
+	held []string          // the names of those that had their turn, in that order
 	why  map[string]string // they wait
 	err  map[string]error
 	end  map[string]context.CancelFunc
