@@ -51,6 +51,7 @@ type localAPI struct {
 	lan       *discovery.LAN // nil: the node is not announced
 	peers     *http.Client
 	files     *files
+	installed *installed
 	gateway   *userGateway
 	log       *slog.Logger
 
@@ -94,6 +95,10 @@ func (l *localAPI) routes() http.Handler {
 		"GET /v1/files":                      l.filesList,
 		"POST /v1/files/get":                 l.filesGet,
 		"PUT /v1/files/budget":               l.filesBudget,
+		"GET /v1/agents":                     l.agents,
+		"POST /v1/agents":                    l.offerAgent,
+		"POST /v1/agents/get":                l.getAgent,
+		"DELETE /v1/agents/{agent}":          l.removeAgent,
 		"GET /v1/models":                     l.models,
 		"POST /v1/gateway":                   l.openGateway,
 		"DELETE /v1/gateway":                 l.closeGateway,

@@ -399,6 +399,9 @@ func filled(s string) error {
 
 func workPath(s string) (string, error) { return s, task.CheckPath(s) }
 
+// CheckName refuses what cannot be the name of an agent.
+func CheckName(name string) error { _, err := parseName(name); return err }
+
 // parseName takes names that are safe as the name of a file and on a screen.
 func parseName(s string) (string, error) {
 	if s == "" || len(s) > 64 || s[0] == '.' || strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") != "" {
