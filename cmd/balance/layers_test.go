@@ -50,6 +50,8 @@ var layers = map[string][]string{
 	"exec/supervise":    {"exec/cgroup", "exec/isolate/launch", "exec/lease"},
 	"exec/blob":         {"exec/task", "mesh/wire"},
 	"exec/cgroup":       {},
+	"exec/gguf":         {},
+	"exec/serve":        {"exec/gguf", "exec/task", "mesh/identity", "mesh/wire"},
 	"exec/egress":       {},
 	"exec/isolate":      {"exec/isolate/inside", "exec/isolate/launch", "exec/task"},
 	"exec/agent":        {"exec/task", "exec/policy", "mesh/identity"},

@@ -34,6 +34,8 @@ type models struct {
 	*gateway.Gateway
 
 	finder *gateway.Finder
+	hosted *hosted // engines that this machine runs
+	served *served // what this machine has served, here or elsewhere
 	facts  *facts
 	node   *mesh.Node
 	who    *roster
@@ -41,11 +43,12 @@ type models struct {
 }
 
 // newModels returns the gateway of this machine.
-func newModels(node *mesh.Node, who *roster, f *facts, view *fleet.View, peers *http.Client, log *slog.Logger) *models {
-	m := &models{facts: f, node: node, who: who, log: log}
+func newModels(node *mesh.Node, who *roster, f *facts, view *fleet.View, peers *http.Client, h *hosted, s *served, log *slog.Logger) *models {
+	m := &models{facts: f, node: node, who: who, hosted: h, served: s, log: log}
+	h.models = m
 	m.finder = gateway.NewFinder(m.places)
 	m.Gateway = gateway.New(gateway.Config{
-		Self: who.self, Owner: who.me().Owner, Peers: peers, Engines: m.finder.Engines, Log: log,
+		Self: who.self, Owner: who.me().Owner, Peers: peers, Engines: m.engines, Wake: s.load, Log: log,
 		View:  func() []fleet.Node { nodes, _ := view.Snapshot(); return nodes },
 		Terms: func() policy.Terms { offer, _ := f.current(); return offer.Terms },
 	})
@@ -53,6 +56,12 @@ func newModels(node *mesh.Node, who *roster, f *facts, view *fleet.View, peers *
 	defer f.mu.Unlock()
 	f.engines = m.doing
 	return m
+}
+
+// engines are those that were found, and the one that stands for what is loaded
+// when it is asked for.
+func (m *models) engines() []gateway.Engine {
+	return append(slices.Clone(m.finder.Engines()), m.served.engine())
 }
 
 // doing returns what the engines have in memory, and how much they are asked.
@@ -63,12 +72,13 @@ func (m *models) doing() (loaded []string, asked int) {
 	return loaded, m.Asked()
 }
 
-// places are where the owner's rules say that engines may be.
+// places are where engines of this machine run for the mesh, and where the
+// owner's rules say that others may be.
 func (m *models) places() []gateway.Place {
 	m.facts.mu.Lock()
 	rules := m.facts.rules
 	m.facts.mu.Unlock()
-	var out []gateway.Place
+	out := m.hosted.places()
 	for _, e := range rules.Models.Engines {
 		p := gateway.Place{URL: e.URL}
 		if e.KeyFile != "" {
@@ -90,7 +100,7 @@ func (m *models) places() []gateway.Place {
 // changed tells the others which models there are.
 func (m *models) changed() {
 	var list []fleet.Model
-	for _, e := range m.finder.Engines() {
+	for _, e := range m.engines() {
 		for _, o := range e.Models {
 			if len(list) < fleet.MaxModels && !slices.ContainsFunc(list, func(l fleet.Model) bool { return l.Name == o.Name }) {
 				list = append(list, o)
@@ -107,6 +117,7 @@ func (m *models) serve(ctx context.Context, group *errgroup.Group) error {
 		return err
 	}
 	serveHTTP(ctx, group, ln, http.HandlerFunc(m.client), m.log)
+	m.changed()
 	group.Go(func() error { m.finder.Run(ctx, m.changed); return nil })
 	group.Go(func() error { m.Run(ctx); return nil })
 	return nil

@@ -52,6 +52,7 @@ type localAPI struct {
 	peers     *http.Client
 	files     *files
 	installed *installed
+	served    *served
 	gateway   *userGateway
 	log       *slog.Logger
 
@@ -100,6 +101,9 @@ func (l *localAPI) routes() http.Handler {
 		"POST /v1/agents/get":                l.getAgent,
 		"DELETE /v1/agents/{agent}":          l.removeAgent,
 		"GET /v1/models":                     l.models,
+		"GET /v1/served":                     l.servedModels,
+		"POST /v1/served":                    l.serveModel,
+		"DELETE /v1/served/{model}":          l.unserveModel,
 		"POST /v1/gateway":                   l.openGateway,
 		"DELETE /v1/gateway":                 l.closeGateway,
 		"GET /v1/ledger":                     l.ledger,

@@ -17,10 +17,10 @@ import (
 
 // Programs of the scripts that know nothing of Balance.
 
-// serve is a TCP service on loopback that writes its port to a file: serve
+// service is a TCP service on loopback that writes its port to a file: serve
 // http|files|upper FILE. files serves the folder that it runs in; upper answers,
 // when it has read to the end, in upper case.
-func serve() {
+func service() {
 	log.SetFlags(0)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

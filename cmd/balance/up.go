@@ -300,10 +300,17 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	if err := agents.look(ctx); err != nil {
 		return err
 	}
-	serving := newModels(node, who, facts, view, peers, log)
+	kept := &files{blobs: blobs, db: db, peers: peers, client: client, nodes: nodes, log: log}
+	host := &hosted{files: kept, log: log, runs: map[string]*hostedRun{}}
+	kept.uses = host.uses
+	wanted, err := openServed(ctx, &served{db: db, files: kept, nodes: nodes, log: log})
+	if err != nil {
+		return err
+	}
+	serving := newModels(node, who, facts, view, peers, host, wanted, log)
 	runner, err := run.Open(ctx, run.Config{
 		Dir: h.path(runsDir), Self: self, Name: who.me().Name, Ledger: db, Blobs: blobs, Log: log, Admit: facts.admit, Machine: facts.machine,
-		Models: serving.ofRun, VRAM: facts.probe.Processes,
+		Models: serving.ofRun, Serve: host.ready, VRAM: facts.probe.Processes,
 		Weigh: facts.weigh, Facts: facts.free, Changed: func() {
 			if s := sampler.Load(); s != nil {
 				s.Hurry()
@@ -323,6 +330,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 		return err
 	}
 	defer func() { err = errors.Join(err, runner.Close()) }()
+	host.runner.Store(runner)
 	submitted, err := dispatch.New(dispatch.Config{
 		Self: self, From: asker(who.me()), Dir: h.path(followDir), Ledger: db, Blobs: blobs, Outputs: outputLimits, Log: log,
 		Runs: func(ctx context.Context) ([]task.Status, error) { return unsettled(ctx, db) },
@@ -408,11 +416,13 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	if err := submitted.Resume(ctx); err != nil {
 		return err
 	}
+	wanted.submitted = submitted
+	group.Go(func() error { return wanted.run(ctx) })
 	local := &localAPI{
 		home: h, cfg: cfg, since: time.Now(), stop: stop, self: self, node: node, db: db, who: who, view: view, facts: facts,
 		runner: runner, submitted: submitted, door: porch, exposer: exposed, hosting: guests, reach: ways, split: split, lan: lan,
 		peers: peers, log: log,
-		files: &files{blobs: blobs, db: db, peers: peers, client: client, nodes: nodes, log: log}, installed: agents,
+		files: kept, installed: agents, served: wanted,
 		watch: &watch{self: self, view: view, own: facts.sampler, peers: peers, log: log},
 	}
 	local.gateway = &userGateway{models: serving, home: h}

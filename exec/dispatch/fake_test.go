@@ -158,9 +158,9 @@ type machine struct {
 	starts   map[string]int
 	refusal  []task.Reason
 	late     []task.Reason // of orders alone
-	dead     bool // cannot be reached
-	deaf     bool // takes requests, answers nothing
-	breaks   int  // after so many events a stream breaks; 0: never
+	dead     bool          // cannot be reached
+	deaf     bool          // takes requests, answers nothing
+	breaks   int           // after so many events a stream breaks; 0: never
 	requests int
 	bids     []task.Bid
 	let      int // bids that are over

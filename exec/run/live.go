@@ -57,6 +57,9 @@ type live struct {
 
 	endpoint map[string]string // variables that tell of its models; of the run's goroutine
 
+	port   int    // at which it serves; 0 for nothing; of the run's goroutine
+	served Served // likewise
+
 	word chan struct{} // closed when its gang may start; with mu
 
 	cancel context.CancelCauseFunc // of the context of its goroutine, with an *end

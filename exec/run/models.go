@@ -12,7 +12,7 @@ func (x *live) models() (closed func() task.ModelUsage, err error) {
 	if len(x.spec.Models) == 0 || x.r.cfg.Models == nil {
 		return func() task.ModelUsage { return task.ModelUsage{} }, nil
 	}
-	x.endpoint, closed, err = x.r.cfg.Models(Ask{Run: x.id, Attempt: x.attempt, From: x.from, Spec: &x.spec})
+	x.endpoint, closed, err = x.r.cfg.Models(x.ask())
 	if err != nil {
 		return nil, fmt.Errorf("open the endpoint for models: %w", err)
 	}

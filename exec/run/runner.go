@@ -99,6 +99,11 @@ type Config struct {
 	// Nil: this machine has no such thing.
 	Models func(a Ask) (env map[string]string, closed func() task.ModelUsage, err error)
 
+	// Serve readies what a run that serves needs, before its program starts: it will
+	// listen at a port of loopback. Again says that the program runs already, in a
+	// later life of this process. Nil: no run serves anything here.
+	Serve func(ctx context.Context, a Ask, port int, again bool) (Served, error)
+
 	// Fetch reads a blob of a run's submitter from an offset on, as
 	// [blob.Source] has it.
 	Fetch func(ctx context.Context, from identity.ID, h wire.Hash, offset int64) (io.ReadCloser, error)
@@ -151,6 +156,7 @@ type Use struct {
 	Needs   task.Needs  // as [task.Needs.Held] gives them
 	Devices []string    // GPUs, by UUID
 	Since   time.Time
+	Serves  bool // it goes on until it is ended
 }
 
 // Runner runs. It is safe for concurrent use.

@@ -12,6 +12,7 @@
 package enginetest
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -29,12 +30,17 @@ var Models = []string{"echo", "tools", "slow", "flood", "dies", "refuses", "drop
 // Engine is a server. Its fields are set before it serves.
 type Engine struct {
 	Models []string
-	Key    string // it wants; empty for none
-	Words  int    // of slow and flood; 0 for any number
+	Key    string        // it wants; empty for none
+	Words  int           // of slow and flood; 0 for any number
+	Owner  string        // of its models, as it says; empty for its own name
+	Loads  time.Duration // before which it is not well
 
 	Now   atomic.Int64 // requests that it is answering
 	Total atomic.Int64 // requests that it has seen
 	Sent  atomic.Int64 // bytes of flood
+
+	began sync.Once
+	start time.Time
 
 	mu   sync.Mutex
 	last http.Header
@@ -72,10 +78,18 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, `{"error":{"message":"wrong key"}}`, http.StatusUnauthorized)
 		return
 	}
+	if e.began.Do(func() { e.start = time.Now() }); r.URL.Path == "/health" {
+		if time.Since(e.start) < e.Loads {
+			http.Error(w, `{"error":{"message":"loading model"}}`, http.StatusServiceUnavailable)
+			return
+		}
+		reply(w, map[string]string{"status": "ok"})
+		return
+	}
 	if r.URL.Path == "/v1/models" {
 		list := []map[string]any{}
 		for _, m := range e.Models {
-			list = append(list, map[string]any{"id": m, "object": "model", "owned_by": "enginetest", "max_model_len": 4096})
+			list = append(list, map[string]any{"id": m, "object": "model", "owned_by": cmp.Or(e.Owner, "enginetest"), "max_model_len": 4096})
 		}
 		reply(w, map[string]any{"object": "list", "data": list})
 		return
