@@ -168,21 +168,32 @@ func (p *peerAPI) models(w http.ResponseWriter, r *http.Request) {
 	p.gateway.Peer(p.who.now().Members[id].Owner, w, r)
 }
 
-// ofRun opens the endpoint of a run, on loopback.
-func (m *models) ofRun(a run.Ask) (env map[string]string, closed func() task.ModelUsage, err error) {
+// runEndpoint is where a run asks for models.
+type runEndpoint struct {
+	*gateway.Endpoint
+
+	key  string
+	asks []task.Model
+}
+
+// ofRun makes what a run asks of this machine; see [run.Config.Local].
+func (m *models) ofRun(a run.Ask, key string) (run.Local, error) {
+	if len(a.Spec.Models) == 0 {
+		return nil, nil //nolint:nilnil // it asks nothing
+	}
 	from, ok := m.who.now().Members[a.From]
 	if !ok {
-		return nil, nil, errors.New("its submitter is no member any more")
+		return nil, errors.New("its submitter is no member any more")
 	}
-	ln, err := net.Listen("tcp", anyLoopback)
-	if err != nil {
-		return nil, nil, err
+	if key == "" {
+		key = gateway.NewKey()
 	}
-	key := gateway.NewKey()
-	e := m.Open(from.Owner, a.Run, key)
-	e.Serve(ln)
-	return modelEnv("http://"+ln.Addr().String()+"/v1", key, a.Spec.Models), e.Close, nil
+	return &runEndpoint{m.Open(from.Owner, a.Run, key), key, a.Spec.Models}, nil
 }
+
+func (e *runEndpoint) Key() string { return e.key }
+
+func (e *runEndpoint) Env(base string) map[string]string { return modelEnv(base+"/v1", e.key, e.asks) }
 
 // modelEnv is what a program reads to find its models: the variables of OpenAI's
 // clients, those of agents that have names of their own, and Compose's.

@@ -33,7 +33,7 @@ var errLeft = errors.New("the run goes on")
 // error says why it could not be started, or what ended it: a signal, or an
 // *end.
 func (x *live) process(ctx context.Context, fin *task.Finished) error {
-	closed, err := x.models()
+	closed, err := x.open()
 	if err != nil {
 		return err
 	}

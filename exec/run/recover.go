@@ -269,6 +269,8 @@ func (x *live) adopt(fin *task.Finished) error {
 	w, err := x.attach()
 	switch {
 	case err == nil:
+		closed := x.openAgain()
+		defer func() { fin.Usage.Models = closed() }()
 		defer x.serveAgain(o)()
 		x.r.cfg.Log.Info("goes on with a run of an earlier life", "run", x.id)
 	case !errors.Is(err, supervise.ErrGone):
