@@ -28,9 +28,10 @@ import (
 // hosted sees to the runs of this machine that serve: what they need, and whether
 // they are well.
 type hosted struct {
-	models *models
-	files  *files
-	log    *slog.Logger
+	models  *models
+	exposer *exposer
+	files   *files
+	log     *slog.Logger
 
 	runner atomic.Pointer[run.Runner] // nil while it still goes on with the runs of an earlier life
 
@@ -78,6 +79,7 @@ func (h *hosted) ready(ctx context.Context, a run.Ask, port int, again bool) (ru
 	served.Close = func() {
 		stop()
 		watching.Wait()
+		h.exposer.unhost(r.id)
 		h.forget(r)
 		h.models.finder.Kick()
 	}
@@ -184,6 +186,7 @@ func (h *hosted) becomes(r *hostedRun) {
 	r.well = time.Now()
 	h.mu.Unlock()
 	h.log.Info("serves", "run", r.id, "name", r.spec.Serve.Name)
+	h.publish(r)
 	h.models.finder.Kick()
 }
 

@@ -116,3 +116,16 @@ func askModel() {
 		os.Exit(1)
 	}
 }
+
+// a2a is an agent that serves, at the port that it is given: it has a card, and
+// answers with what it is sent.
+func a2a() {
+	at := "127.0.0.1:" + os.Getenv("BALANCE_PORT")
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /card", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintf(w, `{"name":"echo","url":"http://%s/a2a"}`, at)
+	})
+	mux.HandleFunc("POST /a2a", func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) })
+	fmt.Fprintln(os.Stderr, http.ListenAndServe(at, mux))
+	os.Exit(1)
+}

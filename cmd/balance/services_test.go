@@ -94,7 +94,7 @@ func send() {
 }
 
 func TestExposureCheck(t *testing.T) {
-	fine := exposure{fleet.Service{Port: 8000, Type: "_http._tcp", Name: "wiki", To: []string{"ben", "*"}}, "127.0.0.1:8000"}
+	fine := exposure{Service: fleet.Service{Port: 8000, Type: "_http._tcp", Name: "wiki", To: []string{"ben", "*"}}, Target: "127.0.0.1:8000"}
 	for name, change := range map[string]func(*exposure){
 		"port of the mesh":      func(e *exposure) { e.Port = apiPort },
 		"port of the door":      func(e *exposure) { e.Port = 1 },
@@ -110,7 +110,7 @@ func TestExposureCheck(t *testing.T) {
 	} {
 		e := fine
 		change(&e)
-		taken := exposure{fleet.Service{Port: 8001, Type: "_http._tcp", Name: "taken"}, "127.0.0.1:8001"}
+		taken := exposure{Service: fleet.Service{Port: 8001, Type: "_http._tcp", Name: "taken"}, Target: "127.0.0.1:8001"}
 		if err := e.check("hydra", []exposure{taken}); err == nil {
 			t.Errorf("%s: allowed", name)
 		}

@@ -301,7 +301,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 		return err
 	}
 	kept := &files{blobs: blobs, db: db, peers: peers, client: client, nodes: nodes, log: log}
-	host := &hosted{files: kept, log: log, runs: map[string]*hostedRun{}}
+	host := &hosted{files: kept, exposer: exposed, log: log, runs: map[string]*hostedRun{}}
 	kept.uses = host.uses
 	wanted, err := openServed(ctx, &served{db: db, files: kept, nodes: nodes, log: log})
 	if err != nil {

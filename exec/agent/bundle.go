@@ -48,6 +48,7 @@ func (m *Manifest) Check(s *task.Spec, inputs []task.Input) error {
 		{within(s.Network, own.Network), "network"},
 		{within(s.Secrets, own.Secrets), "list of secrets"},
 		{own.Isolation == "" || own.Isolation == s.Isolation, "isolation"},
+		{sameService(s.Serve, own.Serve), "service"},
 		{s.Gang == nil && s.Member == nil || own.Gang != nil, "gang"},
 	} {
 		if !part.same {
@@ -59,4 +60,12 @@ func (m *Manifest) Check(s *task.Spec, inputs []task.Input) error {
 
 func within[T comparable](list, most []T) bool {
 	return !slices.ContainsFunc(list, func(v T) bool { return !slices.Contains(most, v) })
+}
+
+// sameService compares what is served.
+func sameService(a, b *task.Serve) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.Kind == b.Kind && a.Health == b.Health && a.Card == b.Card && a.Port == b.Port && slices.Equal(a.To, b.To) && a.Weights == b.Weights
 }
