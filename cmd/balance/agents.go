@@ -47,7 +47,7 @@ func (a *app) agentCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.agentAddCommand(), a.agentShareCommand(), a.agentRemoveCommand())
+	cmd.AddCommand(a.agentAddCommand(), a.agentShareCommand(), a.agentRemoveCommand(), a.agentImportCommand())
 	return cmd
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,8 +11,11 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
+
+	"github.com/spf13/cobra"
 
 	"github.com/balanceai/balance/exec/agent"
 	"github.com/balanceai/balance/mesh/wire"
@@ -151,4 +155,49 @@ type cancelling struct {
 func (c cancelling) Close() error {
 	defer c.cancel()
 	return c.ReadCloser.Close()
+}
+
+// importReply is what balance agent import prints.
+type importReply struct {
+	Kind string   `json:"kind"` // of the file: compose, docker-agent or goose
+	File string   `json:"file"` // the manifest that was written
+	Left []string `json:"left"` // a sentence for each part that has no counterpart
+}
+
+func (a *app) agentImportCommand() *cobra.Command {
+	var service, out string
+	cmd := &cobra.Command{
+		Use:   "import FILE",
+		Short: "Make an agent of a Compose file, a file of docker-agent or a recipe of goose",
+		Long: "Make an agent of a Compose file with models, a file of docker-agent or a recipe of goose, as far as they map:\n" +
+			"an agent.yaml beside it, which must not be there. For each part that does not map a sentence says so.",
+		Example: "  balance agent import compose.yaml --service chat\n  balance agent import recipe.yaml",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			data, err := os.ReadFile(args[0])
+			if err != nil {
+				return fmt.Errorf("import: %w", err)
+			}
+			in, err := agent.Import(args[0], data, service)
+			if err != nil {
+				return err
+			}
+			if out == "" {
+				out = filepath.Join(filepath.Dir(args[0]), agent.FileName)
+			}
+			if err := copyInto(out, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(in.Manifest)), nil }); err != nil {
+				return hint(err, "choose another place with --output")
+			}
+			return a.print.answer(importReply{in.Kind, out, slices.Concat([]string{}, in.Left)}, func(w io.Writer) error {
+				fmt.Fprintln(w, out)
+				for _, sentence := range in.Left {
+					a.print.say("not taken over: %s", clean(sentence, false))
+				}
+				return nil
+			})
+		},
+	}
+	cmd.Flags().StringVar(&service, "service", "", "of a Compose file with several")
+	cmd.Flags().StringVarP(&out, "output", "o", "", "the manifest (default: agent.yaml beside the file)")
+	return cmd
 }
