@@ -32,6 +32,10 @@ func (f *facts) enforce(ctx context.Context, runner *run.Runner) error {
 		seen := f.presence(offer.Terms, f.held(held))
 		for _, u := range held {
 			o := f.order(offer.Terms, u, held, seen)
+			if o.Do == policy.Pause && u.Serves || offer.Terms.Duty != "" && u.Serves {
+				// What stands still would hold its memory, and have those wait who ask it.
+				o = policy.Order{Do: policy.Stop, Reason: "its owner wants the machine back", Grace: policy.DefaultGrace}
+			}
 			if o.Do == policy.Stop && !said[u.Run] {
 				said[u.Run] = true
 				f.log.Info("a run is stopped by the owner's rules", "run", u.Run, "reason", o.Reason)

@@ -30,7 +30,10 @@ import (
 type exposure struct {
 	fleet.Service
 
-	Target string `json:"target"` // host:port, as this machine reaches it
+	Target string `json:"target"`        // host:port, as this machine reaches it
+	Run    string `json:"run,omitempty"` // an agent that serves: its run, with which it ends
+
+	card string // of such an agent: the path of its card
 }
 
 // ownPort reports whether a port of every overlay address belongs to the mesh
@@ -182,6 +185,9 @@ func (x *exposer) expose(ctx context.Context, e exposure) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	old := x.open[e.Port]
+	if old != nil && old.Run != "" {
+		return fail("usage", "end it with: balance cancel "+old.Run, "at port %d an agent serves", e.Port)
+	}
 	if old != nil && reflect.DeepEqual(old.exposure, e) {
 		return nil
 	}
@@ -204,16 +210,51 @@ func (x *exposer) hide(ctx context.Context, port uint16) error {
 	if p == nil {
 		return fail("not_found", "see what is with: balance expose", "nothing is exposed at port %d", port)
 	}
+	if p.Run != "" {
+		return fail("usage", "end it with: balance cancel "+p.Run, "at port %d an agent serves", port)
+	}
 	p.close()
 	delete(x.open, port)
 	return x.saveLocked(ctx)
+}
+
+// host opens an agent that serves, until unhost: it is not kept over restarts of
+// the node, which finds the run again.
+func (x *exposer) host(e exposure) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.open[e.Port] != nil {
+		return fmt.Errorf("port %d of this machine is taken in the mesh", e.Port)
+	}
+	if err := e.check(x.who.me().Name, x.listLocked()); err != nil {
+		return err
+	}
+	if err := x.start(e); err != nil {
+		return err
+	}
+	x.facts.serve(offered(x.listLocked()))
+	return nil
+}
+
+// unhost closes what a run serves, if it does.
+func (x *exposer) unhost(run string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for port, p := range x.open {
+		if p.Run == run {
+			p.close()
+			delete(x.open, port)
+			x.facts.serve(offered(x.listLocked()))
+		}
+	}
 }
 
 // saveLocked keeps what is open now, and tells the others.
 func (x *exposer) saveLocked(ctx context.Context) error {
 	list := x.listLocked()
 	x.facts.serve(offered(list))
-	b, err := json.Marshal(list)
+	own := slices.DeleteFunc(list, func(e exposure) bool { return e.Run != "" })
+	b, err := json.Marshal(own)
 	if err != nil {
 		return err
 	}
@@ -228,6 +269,15 @@ func (x *exposer) start(e exposure) error {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &openPort{exposure: e, ln: ln, cancel: cancel, who: x.caller, log: x.log.With("port", e.Port)}
+	if e.Run != "" {
+		base := fmt.Sprintf("http://%s.%s.internal:%d", x.who.me().Name, x.who.now().Genesis.Mesh, e.Port)
+		p.front = newFront(e.Target, e.card, base, ln.Addr(), p.log)
+		p.streams.Go(func() {
+			if err := p.front.run(); err != nil && !errors.Is(err, net.ErrClosed) {
+				p.log.Error("an agent is closed to the mesh", "error", err)
+			}
+		})
+	}
 	p.streams.Go(func() { p.accept(ctx) })
 	x.open[e.Port] = p
 	return nil
@@ -258,6 +308,7 @@ type openPort struct {
 	exposure
 
 	ln      net.Listener
+	front   *front // of an agent; nil for what speaks anything
 	who     func(net.Conn, fleet.Service) (string, bool)
 	log     *slog.Logger
 	cancel  context.CancelFunc
@@ -267,6 +318,10 @@ type openPort struct {
 func (p *openPort) close() {
 	p.cancel()
 	p.ln.Close()
+	if p.front != nil {
+		_ = p.front.server.Close() // whose connections end with it
+		_ = p.front.Close()
+	}
 	p.streams.Wait()
 }
 
@@ -304,6 +359,10 @@ func (p *openPort) accept(ctx context.Context) {
 // serve carries one connection to the service.
 func (p *openPort) serve(ctx context.Context, c net.Conn, from string) {
 	defer c.Close()
+	if p.front != nil {
+		p.front.serve(ctx, c)
+		return
+	}
 	to, err := (&net.Dialer{Timeout: 10 * time.Second}).DialContext(ctx, "tcp", p.Target)
 	if err != nil {
 		p.log.Warn("reach the service", "node", from, "error", err)

@@ -67,7 +67,7 @@ func newExposing(t *testing.T) *exposing {
 }
 
 func (x *exposing) to(owners ...string) exposure {
-	return exposure{fleet.Service{Port: servicePort, To: owners}, x.target}
+	return exposure{Service: fleet.Service{Port: servicePort, To: owners}, Target: x.target}
 }
 
 // dial connects a machine with the service.
@@ -151,6 +151,7 @@ func TestExposureEnds(t *testing.T) {
 		}
 		inside.Close()
 	}
+	_ = x.hide(t.Context(), servicePort) // where it was changed last
 	if kept, err := x.db.Setting(t.Context(), settingExposed); err != nil || kept != "[]" {
 		t.Errorf("kept: %s, %v", kept, err)
 	}

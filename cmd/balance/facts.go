@@ -52,8 +52,10 @@ type facts struct {
 	services []fleet.Service
 	streams  []string
 	found    []fleet.Model // of the engines
+	agents   []fleet.Agent // that are installed
 	offer    fleet.Offer
 
+	allows  func(*task.Spec) []task.Reason      // whether a run is the agent that it says it is; nil before up has them
 	engines func() (loaded []string, asked int) // what the engines do; nil before up has them
 
 	told chan struct{} // of one: the offer has changed
@@ -127,6 +129,7 @@ func (f *facts) complete() {
 	f.offer.Streams = f.streams
 	f.offer.Program = version
 	f.offer.Services = f.services
+	f.offer.Agents = f.agents
 	f.offer.Models = nil
 	if f.rules.Terms.Offers {
 		f.offer.Models = f.found
@@ -173,10 +176,16 @@ func (f *facts) serveModels(models []fleet.Model) {
 	f.found = models
 	f.complete()
 	f.mu.Unlock()
-	select {
-	case f.told <- struct{}{}:
-	default: // run is about to look
-	}
+	f.tell()
+}
+
+// offerAgents says which agents are installed.
+func (f *facts) offerAgents(agents []fleet.Agent) {
+	f.mu.Lock()
+	f.agents = agents
+	f.complete()
+	f.mu.Unlock()
+	f.tell()
 }
 
 // current returns the offer, and why the rules as they are now are not in
@@ -361,6 +370,9 @@ func (f *facts) admit(ask run.Ask) (run.Grant, []task.Reason) {
 	own := place.Own{Held: f.use(ask.Held, from.Owner), Measured: f.presence(node.Offer.Terms, held)}
 	reasons, devices := place.Check(ask.Spec, asker(from), &node, own, time.Now())
 	grant := run.Grant{Devices: devices, Policy: sha256.Sum256(terms), Isolation: node.Offer.Terms.Level(asker(from), node.Owner)}
+	if g, ok := node.Offer.Terms.Grant(asker(from)); ok && from.Owner != node.Owner && g.Agents != "" && len(reasons) == 0 {
+		reasons = f.allows(ask.Spec)
+	}
 	if from.Owner != node.Owner {
 		grant.Limits, grant.Network = othersLimits(ask.Spec.Needs.Held()), []string{}
 	}

@@ -79,6 +79,7 @@ type files struct {
 	peers  *http.Client
 	client func(identity.ID) *remote.Client
 	nodes  func() []fleet.Node
+	uses   func(wire.Hash) bool // whether a run of this machine does now
 	log    *slog.Logger
 }
 
@@ -290,7 +291,7 @@ func (f *files) room(ctx context.Context, r *fileRow) error {
 		return fail("failure", "give it more with: balance blobs --budget SIZE; or take a file away with: balance blobs remove",
 			"%s has %v, and of the %v for files %v are taken by those that were put here", r.Name, r.Size, budget, fixed)
 	}
-	gone, err := f.blobs.Trim(budget - r.Size)
+	gone, err := f.blobs.Trim(budget-r.Size, f.uses)
 	for _, k := range gone {
 		f.log.Info("removed a file to make room", "name", k.Name, "sha256", k.Hash, "size", k.Size)
 	}
@@ -302,7 +303,7 @@ func (f *files) setBudget(ctx context.Context, budget task.Bytes) error {
 	if err := f.db.SetSetting(ctx, settingFileBudget, strconv.FormatUint(uint64(budget), 10)); err != nil {
 		return err
 	}
-	_, err := f.blobs.Trim(budget)
+	_, err := f.blobs.Trim(budget, f.uses)
 	return err
 }
 

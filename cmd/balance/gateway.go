@@ -54,8 +54,12 @@ func (a *app) modelsCommand() *cobra.Command {
 		Short: "List the models of the mesh, where each of them is, and who would answer first",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			list := []gateway.Where{}
-			if err := a.client.get(cmd.Context(), "/v1/models", &list); err != nil {
+			list, served := []gateway.Where{}, []servedRow{}
+			err := a.client.get(cmd.Context(), "/v1/models", &list)
+			if err == nil && !a.print.json {
+				err = a.client.get(cmd.Context(), "/v1/served", &served)
+			}
+			if err != nil {
 				return err
 			}
 			return a.print.answer(list, func(w io.Writer) error {
@@ -70,7 +74,11 @@ func (a *app) modelsCommand() *cobra.Command {
 					}
 					rows = append(rows, []string{m.Model, m.Node, m.Engine, context, vram, m.Why})
 				}
-				return table(w, []string{"MODEL", "NODE", "ENGINE", "CONTEXT", "VRAM", "WHY"}, rows)
+				if err := table(w, []string{"MODEL", "NODE", "ENGINE", "CONTEXT", "VRAM", "WHY"}, rows); err != nil || len(served) == 0 {
+					return err
+				}
+				fmt.Fprintln(w, "\nThis machine sees to:")
+				return printServed(w, served)
 			})
 		},
 	}

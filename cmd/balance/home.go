@@ -23,6 +23,7 @@ import (
 //	ledger.db                    the ledger and what is derived from it
 //	policy.yaml                  what the machine offers, and to whom
 //	blobs/ runs/ submitted/      files of runs
+//	agents/ found/               agents that are installed, and that were found in the mesh
 //	lock balance.sock proxy.sock of the daemon that runs
 type home string
 

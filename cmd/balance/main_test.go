@@ -21,7 +21,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"balance": main, "flip": flip, "serve": serve, "visit": visit, "send": send, "page": page, "engine": engine, "ask": askModel, "allreduce": allreduce})
+	testscript.Main(m, map[string]func(){"balance": main, "flip": flip, "serve": service, "visit": visit, "send": send, "page": page, "engine": engine, "ask": askModel, "a2a": a2a, "allreduce": allreduce})
 }
 
 // TestScripts runs testdata/script/*.txtar: the real program, several nodes at

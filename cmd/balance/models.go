@@ -34,6 +34,8 @@ type models struct {
 	*gateway.Gateway
 
 	finder *gateway.Finder
+	hosted *hosted // engines that this machine runs
+	served *served // what this machine has served, here or elsewhere
 	facts  *facts
 	node   *mesh.Node
 	who    *roster
@@ -41,11 +43,12 @@ type models struct {
 }
 
 // newModels returns the gateway of this machine.
-func newModels(node *mesh.Node, who *roster, f *facts, view *fleet.View, peers *http.Client, log *slog.Logger) *models {
-	m := &models{facts: f, node: node, who: who, log: log}
+func newModels(node *mesh.Node, who *roster, f *facts, view *fleet.View, peers *http.Client, h *hosted, s *served, log *slog.Logger) *models {
+	m := &models{facts: f, node: node, who: who, hosted: h, served: s, log: log}
+	h.models = m
 	m.finder = gateway.NewFinder(m.places)
 	m.Gateway = gateway.New(gateway.Config{
-		Self: who.self, Owner: who.me().Owner, Peers: peers, Engines: m.finder.Engines, Log: log,
+		Self: who.self, Owner: who.me().Owner, Peers: peers, Engines: m.engines, Wake: s.load, Log: log,
 		View:  func() []fleet.Node { nodes, _ := view.Snapshot(); return nodes },
 		Terms: func() policy.Terms { offer, _ := f.current(); return offer.Terms },
 	})
@@ -53,6 +56,12 @@ func newModels(node *mesh.Node, who *roster, f *facts, view *fleet.View, peers *
 	defer f.mu.Unlock()
 	f.engines = m.doing
 	return m
+}
+
+// engines are those that were found, and the one that stands for what is loaded
+// when it is asked for.
+func (m *models) engines() []gateway.Engine {
+	return append(slices.Clone(m.finder.Engines()), m.served.engine())
 }
 
 // doing returns what the engines have in memory, and how much they are asked.
@@ -63,12 +72,13 @@ func (m *models) doing() (loaded []string, asked int) {
 	return loaded, m.Asked()
 }
 
-// places are where the owner's rules say that engines may be.
+// places are where engines of this machine run for the mesh, and where the
+// owner's rules say that others may be.
 func (m *models) places() []gateway.Place {
 	m.facts.mu.Lock()
 	rules := m.facts.rules
 	m.facts.mu.Unlock()
-	var out []gateway.Place
+	out := m.hosted.places()
 	for _, e := range rules.Models.Engines {
 		p := gateway.Place{URL: e.URL}
 		if e.KeyFile != "" {
@@ -90,7 +100,7 @@ func (m *models) places() []gateway.Place {
 // changed tells the others which models there are.
 func (m *models) changed() {
 	var list []fleet.Model
-	for _, e := range m.finder.Engines() {
+	for _, e := range m.engines() {
 		for _, o := range e.Models {
 			if len(list) < fleet.MaxModels && !slices.ContainsFunc(list, func(l fleet.Model) bool { return l.Name == o.Name }) {
 				list = append(list, o)
@@ -107,6 +117,7 @@ func (m *models) serve(ctx context.Context, group *errgroup.Group) error {
 		return err
 	}
 	serveHTTP(ctx, group, ln, http.HandlerFunc(m.client), m.log)
+	m.changed()
 	group.Go(func() error { m.finder.Run(ctx, m.changed); return nil })
 	group.Go(func() error { m.Run(ctx); return nil })
 	return nil
@@ -157,21 +168,32 @@ func (p *peerAPI) models(w http.ResponseWriter, r *http.Request) {
 	p.gateway.Peer(p.who.now().Members[id].Owner, w, r)
 }
 
-// ofRun opens the endpoint of a run, on loopback.
-func (m *models) ofRun(a run.Ask) (env map[string]string, closed func() task.ModelUsage, err error) {
+// runEndpoint is where a run asks for models.
+type runEndpoint struct {
+	*gateway.Endpoint
+
+	key  string
+	asks []task.Model
+}
+
+// ofRun makes what a run asks of this machine; see [run.Config.Local].
+func (m *models) ofRun(a run.Ask, key string) (run.Local, error) {
+	if len(a.Spec.Models) == 0 {
+		return nil, nil //nolint:nilnil // it asks nothing
+	}
 	from, ok := m.who.now().Members[a.From]
 	if !ok {
-		return nil, nil, errors.New("its submitter is no member any more")
+		return nil, errors.New("its submitter is no member any more")
 	}
-	ln, err := net.Listen("tcp", anyLoopback)
-	if err != nil {
-		return nil, nil, err
+	if key == "" {
+		key = gateway.NewKey()
 	}
-	key := gateway.NewKey()
-	e := m.Open(from.Owner, a.Run, key)
-	e.Serve(ln)
-	return modelEnv("http://"+ln.Addr().String()+"/v1", key, a.Spec.Models), e.Close, nil
+	return &runEndpoint{m.Open(from.Owner, a.Run, key), key, a.Spec.Models}, nil
 }
+
+func (e *runEndpoint) Key() string { return e.key }
+
+func (e *runEndpoint) Env(base string) map[string]string { return modelEnv(base+"/v1", e.key, e.asks) }
 
 // modelEnv is what a program reads to find its models: the variables of OpenAI's
 // clients, those of agents that have names of their own, and Compose's.

@@ -54,16 +54,17 @@ func newPeerClient(node *mesh.Node) *http.Client {
 // peerAPI is what this node answers other members, on its overlay address
 // alone.
 type peerAPI struct {
-	self    identity.ID
-	node    *mesh.Node
-	db      *store.Store
-	who     *roster
-	blobs   *blob.Store
-	runner  *run.Runner
-	sampler *fleet.Sampler
-	replica *replica.Replica
-	gateway *models
-	log     *slog.Logger
+	self      identity.ID
+	node      *mesh.Node
+	db        *store.Store
+	who       *roster
+	blobs     *blob.Store
+	runner    *run.Runner
+	sampler   *fleet.Sampler
+	replica   *replica.Replica
+	installed *installed
+	gateway   *models
+	log       *slog.Logger
 
 	grants blobGrants
 }
@@ -197,7 +198,7 @@ const grantRuns = 1000
 
 // allowed reports whether a peer may have a blob.
 func (p *peerAPI) allowed(peer identity.ID, h wire.Hash) bool {
-	if p.shared(peer, h) {
+	if p.shared(peer, h) || p.installed.gives(peer, h) {
 		return true
 	}
 	g := &p.grants

@@ -51,6 +51,8 @@ type localAPI struct {
 	lan       *discovery.LAN // nil: the node is not announced
 	peers     *http.Client
 	files     *files
+	installed *installed
+	served    *served
 	gateway   *userGateway
 	log       *slog.Logger
 
@@ -94,7 +96,14 @@ func (l *localAPI) routes() http.Handler {
 		"GET /v1/files":                      l.filesList,
 		"POST /v1/files/get":                 l.filesGet,
 		"PUT /v1/files/budget":               l.filesBudget,
+		"GET /v1/agents":                     l.agents,
+		"POST /v1/agents":                    l.offerAgent,
+		"POST /v1/agents/get":                l.getAgent,
+		"DELETE /v1/agents/{agent}":          l.removeAgent,
 		"GET /v1/models":                     l.models,
+		"GET /v1/served":                     l.servedModels,
+		"POST /v1/served":                    l.serveModel,
+		"DELETE /v1/served/{model}":          l.unserveModel,
 		"POST /v1/gateway":                   l.openGateway,
 		"DELETE /v1/gateway":                 l.closeGateway,
 		"GET /v1/ledger":                     l.ledger,

@@ -64,7 +64,7 @@ type draft struct {
 // compile makes the spec of a draft and puts its inputs into the blob store,
 // from where the machine that runs it fetches them.
 func (a *app) compile(ctx context.Context, d *draft) (submission, error) {
-	spec, sources, err := a.outline(d)
+	spec, sources, err := a.outline(ctx, d)
 	if err != nil {
 		return submission{}, err
 	}
@@ -75,12 +75,16 @@ func (a *app) compile(ctx context.Context, d *draft) (submission, error) {
 }
 
 // outline makes the spec of a draft but for its inputs, which it returns.
-func (a *app) outline(d *draft) (task.Spec, []agent.Source, error) {
+func (a *app) outline(ctx context.Context, d *draft) (task.Spec, []agent.Source, error) {
 	spec := task.Spec{Driver: task.DriverProcess, Command: d.command}
 	sources := d.inputs
 	var secrets map[string]agent.SecretSource
 	if d.agent != "" {
-		m, err := agent.Load(a.findAgent(d.agent))
+		path, stranger, err := a.findAgent(ctx, d.agent)
+		if err != nil {
+			return spec, nil, err
+		}
+		m, err := agent.Load(path)
 		if err != nil {
 			return spec, nil, err
 		}
@@ -93,6 +97,9 @@ func (a *app) outline(d *draft) (task.Spec, []agent.Source, error) {
 		}
 		sources = instead(own, sources)
 		secrets, d.base = m.Secrets(), filepath.Dir(m.File)
+		if err := d.gaveAll(secrets, stranger); err != nil {
+			return spec, nil, err
+		}
 	}
 	spec.Needs = override(spec.Needs, d.needs)
 	spec.Limits = task.Limits{
@@ -164,18 +171,6 @@ func instead(own, by []agent.Source) []agent.Source {
 		return slices.ContainsFunc(by, func(b agent.Source) bool { return b.To == s.To })
 	})
 	return append(out, by...)
-}
-
-// findAgent turns what a person calls an agent into a path: a path stays, a
-// name is looked for in the agents folder of the home.
-func (a *app) findAgent(name string) string {
-	if _, err := os.Stat(name); err == nil || strings.ContainsRune(name, filepath.Separator) {
-		return name
-	}
-	if own := filepath.Join(a.home.path(agentsDir), name); isAgent(own) {
-		return own
-	}
-	return name
 }
 
 // agentsDir is the folder of the home that holds agents by name.
@@ -321,7 +316,8 @@ func (a *app) runCommand() *cobra.Command {
 		Use:   "run [flags] AGENT [ARG…] | run [flags] -- COMMAND [ARG…]",
 		Short: "Run an agent or a command on the machine that fits it best",
 		Long: "Run an agent or a command on the machine that fits it best.\n\n" +
-			"AGENT is a folder with an agent.yaml, or such a file. Output streams back; the exit code is the run's own.\n" +
+			"AGENT is a folder with an agent.yaml, such a file, or the name of an agent that is installed on this machine or\n" +
+			"offered by another one (see: balance agents); NAME@DIGEST is that one and no other. Output streams back; the exit code is the run's own.\n" +
 			"Ctrl-C asks the run to stop; a second one leaves it alone and detaches.",
 		Example: "  balance run -- uname -a\n  balance run --gpu 1 --vram 24G -- python3 train.py\n  balance run examples/text-report",
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -82,6 +82,18 @@ func (d *draft) nameSecrets(spec *task.Spec, own map[string]agent.SecretSource) 
 	return nil
 }
 
+// gaveAll refuses to read secrets where the manifest of another owner says that
+// they are: the person names them.
+func (d *draft) gaveAll(own map[string]agent.SecretSource, stranger string) error {
+	for _, name := range slices.Sorted(maps.Keys(own)) {
+		given := slices.ContainsFunc(d.secrets, func(s string) bool { word, _, _ := strings.Cut(s, "="); return word == name })
+		if stranger != "" && !given {
+			return fail("usage", "give it yourself, as --secret "+name+"=file:PATH", "the agent %s of %s wants the secret %s", d.agent, stranger, name)
+		}
+	}
+	return nil
+}
+
 // readSecrets reads the values of a draft's secrets. Paths are relative to base.
 func (d *draft) readSecrets(base string) (task.Secrets, error) {
 	if len(d.from) == 0 {

@@ -17,10 +17,10 @@ import (
 
 // Programs of the scripts that know nothing of Balance.
 
-// serve is a TCP service on loopback that writes its port to a file: serve
+// service is a TCP service on loopback that writes its port to a file: serve
 // http|files|upper FILE. files serves the folder that it runs in; upper answers,
 // when it has read to the end, in upper case.
-func serve() {
+func service() {
 	log.SetFlags(0)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -94,7 +94,7 @@ func send() {
 }
 
 func TestExposureCheck(t *testing.T) {
-	fine := exposure{fleet.Service{Port: 8000, Type: "_http._tcp", Name: "wiki", To: []string{"ben", "*"}}, "127.0.0.1:8000"}
+	fine := exposure{Service: fleet.Service{Port: 8000, Type: "_http._tcp", Name: "wiki", To: []string{"ben", "*"}}, Target: "127.0.0.1:8000"}
 	for name, change := range map[string]func(*exposure){
 		"port of the mesh":      func(e *exposure) { e.Port = apiPort },
 		"port of the door":      func(e *exposure) { e.Port = 1 },
@@ -110,7 +110,7 @@ func TestExposureCheck(t *testing.T) {
 	} {
 		e := fine
 		change(&e)
-		taken := exposure{fleet.Service{Port: 8001, Type: "_http._tcp", Name: "taken"}, "127.0.0.1:8001"}
+		taken := exposure{Service: fleet.Service{Port: 8001, Type: "_http._tcp", Name: "taken"}, Target: "127.0.0.1:8001"}
 		if err := e.check("hydra", []exposure{taken}); err == nil {
 			t.Errorf("%s: allowed", name)
 		}

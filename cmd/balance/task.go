@@ -22,7 +22,7 @@ func (a *app) runCommands() []*cobra.Command {
 	cmds := []*cobra.Command{
 		a.runCommand(), a.psCommand(), a.logsCommand(), a.whyCommand(), a.cancelCommand(),
 		a.waitCommand(), a.inspectCommand(), a.outputsCommand(), a.blobsCommand(),
-		a.modelsCommand(), a.gatewayCommand(),
+		a.modelsCommand(), a.serveCommand(), a.gatewayCommand(), a.agentsCommand(), a.agentCommand(),
 	}
 	for _, c := range cmds {
 		c.GroupID = "run"

@@ -154,8 +154,9 @@ func (b *backend) Cancel(ctx context.Context, run string, force bool) error {
 }
 
 // Agents implements [tui.Dispatcher]: the manifests in this folder, in its
-// folders agents and examples, and in the home.
-func (b *backend) Agents(context.Context) ([]tui.Agent, error) {
+// folders agents and examples, and in the home, and those that other machines
+// offer.
+func (b *backend) Agents(ctx context.Context) ([]tui.Agent, error) {
 	var out []tui.Agent
 	for _, pattern := range []string{".", "*", "agents/*", "examples/*", b.home.path(agentsDir) + "/*"} {
 		folders, err := filepath.Glob(pattern)
@@ -176,6 +177,13 @@ func (b *backend) Agents(context.Context) ([]tui.Agent, error) {
 			out = append(out, a)
 		}
 	}
+	var rows []agentRow
+	_ = b.client.get(ctx, "/v1/agents", &rows) // a node that is away offers nothing
+	for _, r := range rows {
+		if !r.Self {
+			out = append(out, tui.Agent{Name: r.Name, Description: r.About, Path: r.Name + "@" + r.Digest.String()})
+		}
+	}
 	return out, nil
 }
 
@@ -186,7 +194,7 @@ func (b *backend) Plan(ctx context.Context, d tui.Draft) (ranking task.Ranking, 
 	if own.agent == "" && len(own.command) == 0 {
 		own.command = []string{"true"}
 	}
-	spec, _, err := b.outline(own)
+	spec, _, err := b.outline(ctx, own)
 	if err != nil {
 		return nil, err
 	}

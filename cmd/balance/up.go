@@ -294,10 +294,23 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	if err != nil {
 		return err
 	}
-	serving := newModels(node, who, facts, view, peers, log)
+	nodes := func() []fleet.Node { list, _ := view.Snapshot(); return list }
+	agents := &installed{home: h, db: db, blobs: blobs, facts: facts, who: who, client: client, nodes: nodes, log: log}
+	facts.allows = agents.check
+	if err := agents.look(ctx); err != nil {
+		return err
+	}
+	kept := &files{blobs: blobs, db: db, peers: peers, client: client, nodes: nodes, log: log}
+	host := &hosted{files: kept, exposer: exposed, log: log, runs: map[string]*hostedRun{}}
+	kept.uses = host.uses
+	wanted, err := openServed(ctx, &served{db: db, files: kept, nodes: nodes, log: log})
+	if err != nil {
+		return err
+	}
+	serving := newModels(node, who, facts, view, peers, host, wanted, log)
 	runner, err := run.Open(ctx, run.Config{
 		Dir: h.path(runsDir), Self: self, Name: who.me().Name, Ledger: db, Blobs: blobs, Log: log, Admit: facts.admit, Machine: facts.machine,
-		Models: serving.ofRun, VRAM: facts.probe.Processes,
+		Local: serving.ofRun, Serve: host.ready, VRAM: facts.probe.Processes,
 		Weigh: facts.weigh, Facts: facts.free, Changed: func() {
 			if s := sampler.Load(); s != nil {
 				s.Hurry()
@@ -317,10 +330,11 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 		return err
 	}
 	defer func() { err = errors.Join(err, runner.Close()) }()
+	host.runner.Store(runner)
 	submitted, err := dispatch.New(dispatch.Config{
 		Self: self, From: asker(who.me()), Dir: h.path(followDir), Ledger: db, Blobs: blobs, Outputs: outputLimits, Log: log,
 		Runs: func(ctx context.Context) ([]task.Status, error) { return unsettled(ctx, db) },
-		View: func() []fleet.Node { nodes, _ := view.Snapshot(); return nodes },
+		View: nodes,
 		Executor: func(id identity.ID) dispatch.Executor {
 			if id == self {
 				return runner
@@ -351,7 +365,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 		return err
 	}
 	defer func() { err = errors.Join(err, alive.Close()) }()
-	api := &peerAPI{self: self, node: node, db: db, who: who, blobs: blobs, runner: runner, sampler: facts.sampler, gateway: serving, log: log}
+	api := &peerAPI{self: self, node: node, db: db, who: who, blobs: blobs, runner: runner, sampler: facts.sampler, gateway: serving, installed: agents, log: log}
 	api.replica = newReplica(api, peers, view)
 	changed := make(chan []*wire.Entry, 1024)
 	db.OnCommit(onCommit(changed, api.replica))
@@ -366,6 +380,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	group.Go(func() error { facts.sampler.Run(ctx); return nil })
 	group.Go(func() error { return facts.run(ctx) })
 	group.Go(func() error { return facts.enforce(ctx, runner) })
+	group.Go(func() error { return agents.run(ctx) })
 	group.Go(func() error { return api.replica.Run(ctx) })
 	group.Go(func() error { return keepUp(ctx, changed, who, node, view, log) })
 	met := &meeting{news: heard, node: node, db: db, who: who, view: view, alive: alive, replica: api.replica, submitted: submitted, log: log, states: map[identity.ID]string{}}
@@ -401,11 +416,13 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	if err := submitted.Resume(ctx); err != nil {
 		return err
 	}
+	wanted.submitted = submitted
+	group.Go(func() error { return wanted.run(ctx) })
 	local := &localAPI{
 		home: h, cfg: cfg, since: time.Now(), stop: stop, self: self, node: node, db: db, who: who, view: view, facts: facts,
 		runner: runner, submitted: submitted, door: porch, exposer: exposed, hosting: guests, reach: ways, split: split, lan: lan,
 		peers: peers, log: log,
-		files: &files{blobs: blobs, db: db, peers: peers, client: client, nodes: func() []fleet.Node { nodes, _ := view.Snapshot(); return nodes }, log: log},
+		files: kept, installed: agents, served: wanted,
 		watch: &watch{self: self, view: view, own: facts.sampler, peers: peers, log: log},
 	}
 	local.gateway = &userGateway{models: serving, home: h}

@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"strings"
 	"time"
@@ -37,6 +39,14 @@ func (r *reader) grantFields(g *policy.Grant) map[string]field {
 			var list []string
 			words(r, &list, "process or image", oneOf([]string{task.DriverProcess, task.DriverImage}))(n)
 			g.Drivers = policy.Words(strings.Join(list, " "))
+		},
+		"agents": func(n *yaml.Node) {
+			var list []string
+			words(r, &list, "the digest of a manifest", func(s string) error { _, err := parseDigest(s); return err })(n)
+			for i := range list {
+				list[i], _ = parseDigest(list[i]) // what is none was reported
+			}
+			g.Agents = policy.Words(strings.Join(list, " "))
 		},
 		"cpu":       value(r, &g.CPU, "a number of cores", task.ParseCPU),
 		"memory":    value(r, &g.Memory, "an amount", task.ParseBytes),
@@ -77,4 +87,14 @@ func word(known ...string) func(string) (string, error) {
 // no such condition.
 func only(r *reader, to *bool, want string) field {
 	return value(r, to, want, func(s string) (bool, error) { return true, oneOf([]string{want})(s) })
+}
+
+// parseDigest reads the digest of a manifest, with or without the name of its
+// hash.
+func parseDigest(s string) (string, error) {
+	b, err := hex.DecodeString(strings.TrimPrefix(s, "sha256:"))
+	if err != nil || len(b) != sha256.Size {
+		return "", fmt.Errorf("%q is no digest of a manifest: balance agents --json tells them", short(s))
+	}
+	return hex.EncodeToString(b), nil
 }

@@ -29,6 +29,8 @@
 //	        prefer: [quiet]}      # or: rather where the owner has given this label
 //	models: {llm: llama3.2}       # that it asks; a list of names will do
 //	gang: {nodes: 4, port: 29500} # one program on several machines, which start together
+//	serve: {port: 8000, health: /health,  # it answers over HTTP, until it is ended
+//	        card: /.well-known/agent-card.json, to: [ben]}
 //	stdin: true                   # standard input follows
 //	idempotent: true              # running it twice does no harm: detached, it is retried on loss
 //	retry: on-loss                # or never, whatever idempotent says
@@ -59,7 +61,7 @@ const FileName = "agent.yaml"
 const maxInputs = 256
 
 // later are the keys of manifests that a version to come understands.
-var later = []string{"parameters", "serve", "tools"}
+var later = []string{"parameters", "tools"}
 
 // Manifest is an agent that can be run.
 type Manifest struct {
@@ -165,6 +167,7 @@ func (r *reader) manifest(root *yaml.Node, m *Manifest) {
 			})
 		},
 		"gang":       r.gang(&s.Gang),
+		"serve":      r.serve(&s.Serve),
 		"stdin":      value(r, &s.Stdin, "true or false", parseBool),
 		"idempotent": value(r, &m.Idempotent, "true or false", parseBool),
 		"retry":      value(r, &s.Retry, "never or on-loss", task.ParseRetry),
@@ -198,6 +201,20 @@ func (r *reader) gang(to **task.Gang) field {
 	}
 }
 
+// serve reads how an agent is asked that goes on until it is ended.
+func (r *reader) serve(to **task.Serve) field {
+	return func(n *yaml.Node) {
+		s := task.Serve{Kind: task.ServeAgent}
+		r.mapping(n, map[string]field{
+			"port":   value(r, &s.Port, "a port", strconv.Atoi),
+			"health": value(r, &s.Health, "a path", notEmpty),
+			"card":   value(r, &s.Card, "a path", notEmpty),
+			"to":     words(r, &s.To, "the name of a person", func(s string) error { _, err := parseOwner(s); return err }),
+		})
+		*to = &s
+	}
+}
+
 // complete checks what no single key can, and fills in what is implied.
 func (r *reader) complete(root *yaml.Node, has map[string]int, m *Manifest) {
 	if has["command"] == 0 {
@@ -216,6 +233,9 @@ func (r *reader) complete(root *yaml.Node, has map[string]int, m *Manifest) {
 	}
 	if m.Name == "" {
 		m.Name = folderName(m.File)
+	}
+	if m.spec.Serve != nil {
+		m.spec.Serve.Name = m.Name
 	}
 	if len(r.problems) == 0 {
 		if err := m.spec.Check(); err != nil {
@@ -398,6 +418,9 @@ func filled(s string) error {
 }
 
 func workPath(s string) (string, error) { return s, task.CheckPath(s) }
+
+// CheckName refuses what cannot be the name of an agent.
+func CheckName(name string) error { _, err := parseName(name); return err }
 
 // parseName takes names that are safe as the name of a file and on a screen.
 func parseName(s string) (string, error) {

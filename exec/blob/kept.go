@@ -160,9 +160,10 @@ func (s *Store) Unkeep(h wire.Hash) error {
 }
 
 // Trim removes kept files that were brought and not put here by a person, those
-// used the longest ago first, until what is kept needs no more than budget. What
-// runs use of them they have copies of. It returns what was removed.
-func (s *Store) Trim(budget task.Bytes) ([]Kept, error) {
+// used the longest ago first, until what is kept needs no more than budget. Those
+// in use stay; what runs have as inputs they have copies of. It returns what was
+// removed.
+func (s *Store) Trim(budget task.Bytes, used func(wire.Hash) bool) ([]Kept, error) {
 	list, err := s.Kept()
 	if err != nil {
 		return nil, err
@@ -177,7 +178,7 @@ func (s *Store) Trim(budget task.Bytes) ([]Kept, error) {
 		if sum <= budget {
 			break
 		}
-		if k.Own {
+		if k.Own || used(k.Hash) {
 			continue
 		}
 		if err := s.Unkeep(k.Hash); err != nil {

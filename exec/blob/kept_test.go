@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/balanceai/balance/exec/task"
+	"github.com/balanceai/balance/mesh/wire"
 )
 
 func names(list []Kept) (out []string) {
@@ -132,13 +133,17 @@ func TestPruneSparesWhatIsKept(t *testing.T) {
 }
 
 func TestTrim(t *testing.T) {
-	for budget, want := range map[task.Bytes][]string{100: {"a", "b", "c", "own"}, 40: {"a", "b", "c", "own"}, 39: {"a", "c", "own"}, 20: {"a", "own"}, 0: {"own"}} {
+	for budget, want := range map[task.Bytes][]string{100: {"a", "b", "c", "own"}, 40: {"a", "b", "c", "own"}, 39: {"a", "c", "own"}, 20: {"c", "own"}, 0: {"c", "own"}} {
 		s := open(t)
 		age(t, s, put(t, s, "own", "0123456789", true), 9)
+		var inUse wire.Hash // of c
 		for name, hours := range map[string]int{"a": 1, "b": 3, "c": 2} {
-			age(t, s, put(t, s, name, name+"123456789", false), hours)
+			k := put(t, s, name, name+"123456789", false)
+			if age(t, s, k, hours); name == "c" {
+				inUse = k.Hash
+			}
 		}
-		gone, err := s.Trim(budget)
+		gone, err := s.Trim(budget, func(h wire.Hash) bool { return h == inUse })
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -28,6 +28,7 @@ type Proxy struct {
 	Lookup func(ctx context.Context, host string) ([]netip.Addr, error) // nil: as the machine looks names up
 	Inject []Injection                                                  // secrets, which only their hosts get
 	Roots  *x509.CertPool                                               // that hosts which get a secret are known by; nil for those of the machine
+	Local  http.Handler                                                 // what the run asks of this machine, at the proxy's own address; nil for nothing
 	Log    *slog.Logger
 
 	once  sync.Once
@@ -84,6 +85,8 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "TRACE is answered with the request, in which there is a secret", http.StatusMethodNotAllowed)
 	case r.URL.Scheme == "http" && r.URL.Host != "":
 		p.plain.ServeHTTP(w, r)
+	case r.URL.Host == "" && p.Local != nil:
+		p.Local.ServeHTTP(w, r)
 	default:
 		http.Error(w, "this is the proxy of a run: ask it for http://HOST/ or to CONNECT", http.StatusBadRequest)
 	}

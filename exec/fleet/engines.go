@@ -77,6 +77,17 @@ func (f *engineFinder) version(ctx context.Context, path string, ask func(contex
 	return k.version
 }
 
+// EnginePath returns where the program of an engine is on this machine; empty
+// where it is not.
+func EnginePath(name string) string {
+	for _, e := range engines {
+		if e.name == name {
+			return findProgram(e.program, e.places)
+		}
+	}
+	return ""
+}
+
 // findProgram looks for a program in PATH and in other places.
 func findProgram(name string, places []string) string {
 	if path, err := exec.LookPath(name); err == nil {

@@ -47,6 +47,7 @@ type Offer struct {
 	Holds     []string     `cbor:"24,keyasint,omitempty" json:"holds,omitempty"`   // limits that hold for all of a run together: memory, cpu, pids
 	Streams   []string     `cbor:"17,keyasint,omitempty" json:"streams,omitempty"` // TCP addresses at which it relays, where UDP does not pass; eight at most
 	Models    []Model      `cbor:"40,keyasint,omitempty" json:"models,omitempty"`  // that its engines have; [MaxModels] at most
+	Agents    []Agent      `cbor:"41,keyasint,omitempty" json:"agents,omitempty"`  // that are installed; [MaxAgents] at most
 }
 
 // Has reports whether the owner has given the machine a label.

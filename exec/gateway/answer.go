@@ -56,6 +56,13 @@ func (g *Gateway) answer(w http.ResponseWriter, r *http.Request, c *Caller, a *a
 	if here {
 		list = only(g.cfg.Self, list)
 	}
+	if len(list) > 0 && list[0].self && g.sleeps(a.model) {
+		if f := g.wake(r.Context(), a.model); f != nil {
+			f.write(w)
+			return
+		}
+		list, refused = g.candidates(c, a)
+	}
 	if len(list) == 0 {
 		unknownModel(a.model, names(g.models(c, here)), refused).write(w)
 		return
@@ -206,8 +213,11 @@ func (g *Gateway) request(ctx context.Context, r *http.Request, c *Caller, a *as
 	var key string
 	if m.self {
 		e, _, ok := g.local(a.model)
-		if !ok {
+		switch {
+		case !ok:
 			return nil, nil, nil, unknownModel(a.model, nil, "")
+		case e.URL == "":
+			return nil, nil, nil, notLoaded(a.model, "it is when it is asked for the first time")
 		}
 		release, reasons := g.admit(c, a.model)
 		if len(reasons) > 0 {

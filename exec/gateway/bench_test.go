@@ -2,9 +2,11 @@ package gateway
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"io"
 	"runtime"
+	"sync"
 	"testing"
 	"time"
 )
@@ -52,22 +54,47 @@ func BenchmarkFirstToken(b *testing.B) {
 	}
 }
 
-// BenchmarkTokens is one stream of short events, as fast as they come.
+// BenchmarkTokens is how many tokens come in a second, each in an event of its own
+// as engines send them: of one stream and of 32, at the pace of a fast engine, and
+// of one stream as fast as its events are read.
 func BenchmarkTokens(b *testing.B) {
-	all := ways(b, "flood", 64)
-	for _, way := range order {
-		b.Run(way, func(b *testing.B) {
-			for b.Loop() {
-				body := all[way].stream(context.Background(), b)
-				n, err := io.Copy(io.Discard, body)
-				body.Close()
-				if err != nil || n < 64<<16 {
-					b.Fatal(n, err)
+	for _, load := range []struct {
+		name    string
+		streams int
+		pace    time.Duration
+	}{{"one", 1, 5 * time.Millisecond}, {"many", 32, 10 * time.Millisecond}, {"unpaced", 1, 0}} {
+		const words = 200
+		all := paced(b, load.pace, words)
+		for _, way := range order {
+			b.Run(load.name+"/"+way, func(b *testing.B) {
+				for b.Loop() {
+					var streams sync.WaitGroup
+					for range load.streams {
+						streams.Go(func() {
+							body := all[way].stream(context.Background(), b)
+							defer body.Close()
+							if text, err := io.ReadAll(body); err != nil || bytes.Count(text, []byte("word")) != words {
+								b.Error(len(text), err)
+							}
+						})
+					}
+					streams.Wait()
 				}
-				b.SetBytes(n)
-			}
-		})
+				b.ReportMetric(float64(load.streams*words*b.N)/b.Elapsed().Seconds(), "tokens/s")
+			})
+		}
 	}
+}
+
+// paced are the ways to an engine that says so many words, with a pause after each.
+func paced(b *testing.B, pace time.Duration, words int) map[string]way {
+	l := newLab(b)
+	here, there := l.add("alpha", "ana", "tokens"), l.add("beta", "ana", "tokens-there")
+	for _, m := range []*machine{here, there} {
+		m.engine.Words, m.engine.Key, m.engine.Pace = words, "", pace
+	}
+	_, url := here.endpoint("ana", key)
+	return map[string]way{"engine": {here.raw.URL + "/v1/", "tokens"}, "gateway": {url, "tokens"}, "two-gateways": {url, "tokens-there"}}
 }
 
 // BenchmarkMemory holds 200 streams open. What a gateway adds is the difference

@@ -22,7 +22,7 @@ import (
 // named, with the models that it has.
 type Engine struct {
 	Kind   string // ollama, llama-server, vllm, lm-studio, or openai for any other
-	URL    string // base of the API, with /v1
+	URL    string // base of the API, with /v1; empty where the models are loaded on some member when they are asked for
 	Key    string // that the engine wants; never told to anybody else
 	Models []fleet.Model
 	Loaded []string // names of models in memory
@@ -66,6 +66,7 @@ const (
 type Finder struct {
 	client *http.Client
 	places func() []Place
+	kick   chan struct{} // of one: there may be another one
 
 	mu    sync.Mutex
 	found []Engine
@@ -76,7 +77,7 @@ type Finder struct {
 // NewFinder returns a finder for the places that are named at the time.
 func NewFinder(places func() []Place) *Finder {
 	return &Finder{
-		places: places, shown: map[string]int{}, vram: map[string]task.Bytes{},
+		places: places, kick: make(chan struct{}, 1), shown: map[string]int{}, vram: map[string]task.Bytes{},
 		client: &http.Client{
 			Timeout: findTime, CheckRedirect: noRedirect,
 			Transport: &http.Transport{MaxIdleConnsPerHost: 1, IdleConnTimeout: 2 * findPeriod},
@@ -104,7 +105,16 @@ func (f *Finder) Run(ctx context.Context, changed func()) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		case <-f.kick:
 		}
+	}
+}
+
+// Kick has Run look at once.
+func (f *Finder) Kick() {
+	select {
+	case f.kick <- struct{}{}:
+	default: // it is about to
 	}
 }
 

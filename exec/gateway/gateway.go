@@ -44,7 +44,12 @@ type Config struct {
 	Terms func() policy.Terms // of this machine's owner
 	// Engines are the engines of this machine, with their models.
 	Engines func() []Engine
-	Log     *slog.Logger
+
+	// Wake has somebody load a model that an engine without a URL stands for, and
+	// waits until it is loaded on a member. Nil: there are none.
+	Wake func(ctx context.Context, model string) error
+
+	Log *slog.Logger
 }
 
 // Gateway routes requests. It is safe for concurrent use.
@@ -56,6 +61,7 @@ type Gateway struct {
 	busy     map[identity.ID]int       // requests that are at a member now, by way of this gateway
 	owners   map[string]int            // requests of other owners that engines here are answering
 	asked    int                       // of all owners
+	uses     map[string]use            // of engines here, by model
 	failed   map[identity.ID]time.Time // members that have failed a request lately
 	homes    map[uint64]identity.ID    // where a conversation was answered last
 	attempts map[*attempt]bool         // that wait for another member
@@ -73,7 +79,7 @@ func New(cfg Config) *Gateway {
 			ReadBufferSize: 8 << 10, WriteBufferSize: 8 << 10, MaxResponseHeaderBytes: 64 << 10,
 		},
 		busy: map[identity.ID]int{}, owners: map[string]int{}, failed: map[identity.ID]time.Time{},
-		homes: map[uint64]identity.ID{}, attempts: map[*attempt]bool{},
+		homes: map[uint64]identity.ID{}, attempts: map[*attempt]bool{}, uses: map[string]use{},
 	}
 }
 
@@ -151,16 +157,34 @@ func (g *Gateway) admit(c *Caller, model string) (done func(), reasons []task.Re
 		g.owners[owner]++
 	}
 	g.asked++
+	g.uses[model] = use{now: g.uses[model].now + 1}
 	return func() {
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		g.asked--
+		g.uses[model] = use{now: g.uses[model].now - 1, last: time.Now()}
 		for _, owner := range owners {
 			if g.owners[owner]--; g.owners[owner] == 0 {
 				delete(g.owners, owner)
 			}
 		}
 	}, nil
+}
+
+// use is what is asked of a model of this machine.
+type use struct {
+	now  int       // requests that are being answered
+	last time.Time // end of the newest
+}
+
+// Idle returns since when nobody has asked the engines of this machine for a
+// model; the zero time where nobody ever has. It reports false while somebody
+// does.
+func (g *Gateway) Idle(model string) (since time.Time, idle bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	u := g.uses[model]
+	return u.last, u.now == 0
 }
 
 // avoid is how long a member that has failed is asked last.

@@ -138,13 +138,16 @@ func (g *Gateway) candidates(c *Caller, a *ask) (list []candidate, refused strin
 	home := g.homes[a.conversation]
 	for _, n := range nodes {
 		_, loaded, ok := n.Has(a.model)
+		own := false // it has others load it for its own user, whatever it offers itself
 		if n.ID == g.cfg.Self {
-			_, loaded, ok = g.local(a.model)
+			var e Engine
+			e, loaded, ok = g.local(a.model)
+			own = e.URL == "" && c.Owner == g.cfg.Owner && c.Via == ""
 		}
 		if !ok || n.State == fleet.Down || n.Offer == nil {
 			continue
 		}
-		if reason := refuses(&n, c, a.model); reason != "" {
+		if reason := refuses(&n, c, a.model); reason != "" && !own {
 			refused = n.Name + " " + reason
 			continue
 		}

@@ -9,6 +9,7 @@ import (
 	"github.com/balanceai/balance/exec/fleet"
 	"github.com/balanceai/balance/exec/policy"
 	"github.com/balanceai/balance/exec/task"
+	"github.com/balanceai/balance/mesh/wire"
 )
 
 // fit is one machine held against one run.
@@ -75,11 +76,21 @@ func (f *fit) terms(own Own) {
 		Needs:     f.needs,
 		Limits:    f.spec.Limits,
 		Driver:    f.spec.Driver,
+		Agent:     digest(f.spec.Manifest),
 		Held:      own.Held,
 		Measured:  own.Measured,
 		Now:       f.now.In(time.FixedZone("", f.offer.Zone)),
 		Isolation: f.offer.Isolation,
 	})...)
+}
+
+// digest is that of a run's manifest as the rules of owners have it; empty where
+// there is none.
+func digest(manifest wire.Hash) string {
+	if manifest.IsZero() {
+		return ""
+	}
+	return manifest.String()
 }
 
 // liveOf returns what is free on a machine. One that has told what it offers

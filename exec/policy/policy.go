@@ -83,6 +83,7 @@ type Grant struct {
 	GPUFree bool          `cbor:"19,keyasint,omitempty" json:"gpu_unused,omitempty"` // starts only while no other program uses a GPU
 	Return  string        `cbor:"40,keyasint,omitempty" json:"on_return,omitempty"`  // to runs when Idle or Mains ends: [Keep], [Pause] or [Stop]
 	Grace   time.Duration `cbor:"41,keyasint,omitempty" json:"grace_ns,omitempty"`   // between SIGTERM and SIGKILL; 0 for [DefaultGrace]
+	Agents  Words         `cbor:"43,keyasint,omitempty" json:"agents,omitempty"`     // only runs of these, by the digest of the manifest; none: of any, and of none
 	Line    int           `cbor:"42,keyasint,omitempty" json:"line,omitempty"`       // of [FileName]; 0 where it comes from elsewhere
 }
 
@@ -94,6 +95,7 @@ type Question struct {
 	From      Asker
 	Machine   string     // the machine's owner
 	Driver    string     //
+	Agent     string     // digest of its manifest; empty for a bare command
 	Needs     task.Needs // as [task.Needs.Held] gives them
 	Limits    task.Limits
 	Held      Held
@@ -197,6 +199,9 @@ func (a *answer) kind(q *Question) {
 	}
 	if g.Drivers != "" && !g.Drivers.Has(q.Driver) {
 		a.refuse(false, 0, 0, "grants %s runs of %s, not of %s", who, strings.Join(g.Drivers.List(), " and "), cmp.Or(q.Driver, "no driver"))
+	}
+	if g.Agents != "" && (q.Agent == "" || !g.Agents.Has(q.Agent)) {
+		a.refuse(false, 0, 0, "grants %s certain agents alone, and this is none of them", who)
 	}
 	if g.Time > 0 && (q.Limits.Time == 0 || q.Limits.Time > g.Time) {
 		a.refuse(false, uint64(q.Limits.Time), uint64(g.Time), "grants %s runs of %v at most: give the run a time limit within that", who, g.Time)

@@ -271,7 +271,7 @@ func (r *Runner) fits(b *bidder, attempt int) []task.Reason {
 		return reasons
 	}
 	level := level(&b.Spec, grant)
-	if reasons := r.apart(&b.Spec, level); len(reasons) > 0 {
+	if reasons := append(r.apart(&b.Spec, level), r.unreachable(&b.Spec, level)...); len(reasons) > 0 {
 		return reasons
 	}
 	if isolate.Stronger(level, r.cfg.Machine.Level()) {
@@ -284,7 +284,7 @@ func (r *Runner) fits(b *bidder, attempt int) []task.Reason {
 		return []task.Reason{task.Reasonf("network", "its owner grants no network to the run, which asks for %s", strings.Join(b.Spec.Network, ", "))}
 	}
 	b.grant = grant
-	b.use = Use{Run: b.Run, From: b.From, Needs: b.Spec.Needs.Held(), Devices: grant.Devices, Since: r.cfg.Now()}
+	b.use = Use{Run: b.Run, From: b.From, Needs: b.Spec.Needs.Held(), Devices: grant.Devices, Since: r.cfg.Now(), Serves: b.Spec.Serve != nil}
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 //
 //	events  its journal
 //	grant   what the owner's rules have granted it
+//	local   where it asks its node for models, if it does
 //	exit    the account of its end, where that is known before the ledger has it
 //	work    where the program works
 //	tmp     its TMPDIR

@@ -55,7 +55,11 @@ type live struct {
 	held    chan struct{} // closed when its lease is granted
 	gone    chan struct{} // closed when it has ended and is forgotten
 
-	endpoint map[string]string // variables that tell of its models; of the run's goroutine
+	local    Local             // what it asks of this node; nil for nothing; of the run's goroutine
+	endpoint map[string]string // variables that tell of that; likewise
+
+	port   int    // at which it serves; 0 for nothing; of the run's goroutine
+	served Served // likewise
 
 	word chan struct{} // closed when its gang may start; with mu
 

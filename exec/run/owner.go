@@ -18,6 +18,13 @@ func (r *Runner) Stop(run, reason string, grace time.Duration) {
 	}
 }
 
+// Rest ends a run that serves, because nobody has asked it for long.
+func (r *Runner) Rest(run, reason string) {
+	if x := r.found(run); x != nil {
+		x.stop(&end{state: task.Failed, reason: reason, cause: task.CauseIdle}, false)
+	}
+}
+
 // Pause freezes a run, with a reason for who reads its output. What time it has
 // goes on. Again is no mistake.
 func (r *Runner) Pause(run, reason string) error {

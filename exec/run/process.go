@@ -33,11 +33,16 @@ var errLeft = errors.New("the run goes on")
 // error says why it could not be started, or what ended it: a signal, or an
 // *end.
 func (x *live) process(ctx context.Context, fin *task.Finished) error {
-	closed, err := x.models()
+	closed, err := x.open()
 	if err != nil {
 		return err
 	}
 	defer func() { fin.Usage.Models = closed() }()
+	over, err := x.serve(ctx)
+	if err != nil {
+		return err
+	}
+	defer over()
 	o, err := x.order(fin)
 	if err != nil {
 		fin.ExitCode = startCode(err)
@@ -348,10 +353,14 @@ func (x *live) environ() map[string]string {
 		"LANG": or(os.Getenv("LANG"), "C.UTF-8"),
 	}
 	maps.Copy(env, x.endpoint)
+	maps.Copy(env, x.served.Env)
 	maps.Copy(env, x.spec.Env)
 	env["BALANCE_RUN"] = x.id
 	env["BALANCE_NODE"] = x.r.cfg.Name
 	env["BALANCE_ATTEMPT"] = strconv.Itoa(x.attempt) // by which what the run writes to elsewhere can fence an older one
+	if x.port != 0 {
+		env[portVar], env[weightsVar] = strconv.Itoa(x.port), x.served.Weights
+	}
 	if x.rally != nil {
 		maps.Copy(env, x.rally.environ(x.spec.Member))
 	}

@@ -168,7 +168,7 @@ func (r *Runner) revive(ctx context.Context, run string) (*journal.Journal, erro
 func (x *live) hold(since time.Time) {
 	x.r.mu.Lock()
 	defer x.r.mu.Unlock()
-	x.use = Use{Run: x.id, From: x.from, Needs: x.spec.Needs.Held(), Devices: x.grant.Devices, Since: since}
+	x.use = Use{Run: x.id, From: x.from, Needs: x.spec.Needs.Held(), Devices: x.grant.Devices, Since: since, Serves: x.spec.Serve != nil}
 }
 
 // reopen opens the journal of a run, whose folder a power cut may have taken. It
@@ -269,6 +269,9 @@ func (x *live) adopt(fin *task.Finished) error {
 	w, err := x.attach()
 	switch {
 	case err == nil:
+		closed := x.openAgain()
+		defer func() { fin.Usage.Models = closed() }()
+		defer x.serveAgain(o)()
 		x.r.cfg.Log.Info("goes on with a run of an earlier life", "run", x.id)
 	case !errors.Is(err, supervise.ErrGone):
 		return err

@@ -94,10 +94,15 @@ type Config struct {
 	// nothing.
 	Machine *isolate.Machine
 
-	// Models opens what a run asks models through, and returns the variables
-	// that tell its program of it. closed ends it, and returns what was used.
-	// Nil: this machine has no such thing.
-	Models func(a Ask) (env map[string]string, closed func() task.ModelUsage, err error)
+	// Local makes what a run asks of its node, with a key of an earlier life, or of
+	// its own where there is none; nil for a run that asks nothing. Nil: this
+	// machine has no such thing.
+	Local func(a Ask, key string) (Local, error)
+
+	// Serve readies what a run that serves needs, before its program starts: it will
+	// listen at a port of loopback. Again says that the program runs already, in a
+	// later life of this process. Nil: no run serves anything here.
+	Serve func(ctx context.Context, a Ask, port int, again bool) (Served, error)
 
 	// Fetch reads a blob of a run's submitter from an offset on, as
 	// [blob.Source] has it.
@@ -151,6 +156,7 @@ type Use struct {
 	Needs   task.Needs  // as [task.Needs.Held] gives them
 	Devices []string    // GPUs, by UUID
 	Since   time.Time
+	Serves  bool // it goes on until it is ended
 }
 
 // Runner runs. It is safe for concurrent use.

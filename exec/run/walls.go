@@ -98,14 +98,15 @@ func split(l task.Limits, can cgroup.Can) (cgroup.Limits, inside.Limits) {
 func (x *live) walls() (launch.Command, cgroup.Limits, error) {
 	group, own := split(x.limits, x.r.control.Groups.Can())
 	env := x.environ()
-	proxy := x.level == isolate.Sandbox && len(x.spec.Network) > 0
-	if proxy {
+	out := x.level == isolate.Sandbox && len(x.spec.Network) > 0
+	proxy := out || x.level == isolate.Sandbox && x.local != nil
+	if out {
 		maps.Copy(env, egress.Environ(launch.ProxyAddr))
 		if err := secretURLs(&x.spec, env); err != nil {
 			return launch.Command{}, cgroup.Limits{}, err
 		}
 	}
-	j := isolate.Job{Level: x.level, Command: x.spec.Command, Env: env, Work: x.work(), Temp: x.temp(), Limits: own, Proxy: proxy, Private: x.spec.Exposed()}
+	j := isolate.Job{Level: x.level, Command: x.command(), Env: env, Work: x.work(), Temp: x.temp(), Limits: own, Proxy: proxy, Private: x.spec.Exposed()}
 	if j.Level != isolate.Process {
 		var err error
 		if j.Devices, j.Trees, err = isolate.Devices("/", x.grant.Devices); err != nil {
@@ -139,12 +140,15 @@ func wayOut(network, most []string, log *slog.Logger) (*egress.Proxy, error) {
 // in a later life.
 func (x *live) letOut() (stop func()) {
 	o, err := supervise.ReadOrder(x.dir)
-	if err != nil || !o.Walled || len(o.Network) == 0 {
+	if err != nil || !o.Walled || len(o.Network) == 0 && x.local == nil {
 		return func() {}
 	}
 	p, err := wayOut(o.Network, o.Narrow, x.r.cfg.Log)
 	if err != nil {
 		return func() {} // it was refused before
+	}
+	if x.local != nil {
+		p.Local = x.local
 	}
 	if p.Inject, err = injections(&x.spec, x.kept()); err != nil {
 		x.r.cfg.Log.Warn("a run goes on without its secrets", "run", x.id, "err", err)

@@ -72,6 +72,8 @@ func (s *Spec) CheckGang() error {
 		return nil
 	case s.Stdin:
 		return errors.New("a gang has no standard input")
+	case s.Serve != nil:
+		return errors.New("a gang serves nothing: leave serve away")
 	case s.Retry == RetryOnLoss:
 		return errors.New("a gang is not started again when a machine is lost: leave retry away, or say never")
 	case s.Isolation == LevelSandbox:

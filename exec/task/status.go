@@ -159,6 +159,7 @@ const (
 	CauseMemory = "memory"
 	CausePIDs   = "pids"
 	CauseDisk   = "disk"
+	CauseIdle   = "idle" // of a run that serves: nobody has asked it for as long as it says
 )
 
 // Usage is what a run used, as the executor measured it.

@@ -79,6 +79,8 @@ type Spec struct {
 	Lease  time.Duration `cbor:"28,keyasint,omitempty" json:"lease_ns,omitempty"` // how long its machine goes on without its submitter, where it may be started again; 0: [lease.Default]
 	Models []Model       `cbor:"32,keyasint,omitempty" json:"models,omitempty"`   // that it asks; the first is the one that it uses unless it says so
 
+	Serve *Serve `cbor:"33,keyasint,omitempty" json:"serve,omitempty"` // it answers at a port, until it is ended
+
 	Gang   *Gang   `cbor:"36,keyasint,omitempty" json:"gang,omitempty"`   // one program on several machines
 	Member *Member `cbor:"37,keyasint,omitempty" json:"member,omitempty"` // or a rank of one
 }
@@ -172,7 +174,7 @@ func (s *Spec) Check() error {
 	if err := errors.Join(s.checkRetry(), s.checkQueue(), s.checkSecrets()); err != nil {
 		return err
 	}
-	if err := s.checkGang(); err != nil {
+	if err := errors.Join(s.checkGang(), s.checkServe()); err != nil {
 		return err
 	}
 	for _, arg := range s.Command {

@@ -61,6 +61,7 @@ func fullSpec() Spec {
 		Retry: RetryOnLoss, Lease: time.Minute, Wait: time.Hour, Priority: -5,
 		Models: []Model{{Name: "llm", Model: "llama3.2", EndpointVar: "AT", ModelVar: "WHICH"}},
 		Gang:   &Gang{Nodes: 2, Port: 29500},
+		Serve:  &Serve{Kind: ServeModel, Name: "llama3.2:3b", Health: "/health", Weights: [32]byte{4}, Idle: time.Hour, Port: 8000, Card: "/card", To: []string{"ben"}},
 		Member: &Member{Gang: "r-aaaaaaaaaaaaaaaa", Rank: 1, Runs: []string{"r-bbbbbbbbbbbbbbbb", "r-cccccccccccccccc"}, Nodes: []identity.ID{{1}, {2}}, Port: 29500},
 	}
 }
@@ -94,6 +95,12 @@ func TestSpecCheck(t *testing.T) {
 		"negative wait":      func(s *Spec) { s.Wait = -1 },
 		"high priority":      func(s *Spec) { s.Priority = MaxPriority + 1 },
 		"low priority":       func(s *Spec) { s.Priority = -MaxPriority - 1 },
+		"serves what":        func(s *Spec) { s.Serve.Kind = "web" },
+		"serves nameless":    func(s *Spec) { s.Serve.Name = "" },
+		"serves oddly":       func(s *Spec) { s.Serve.Name = "a b" },
+		"serves at no path":  func(s *Spec) { s.Serve.Health = "health" },
+		"serves at no port":  func(s *Spec) { s.Serve.Port = 1 << 16 },
+		"weights of nothing": func(s *Spec) { s.Serve.Weights, s.Command = [32]byte{}, []string{"x", WeightsWord} },
 		"odd retry":          func(s *Spec) { s.Retry = "always" },
 		"lease for nothing":  func(s *Spec) { s.Retry = RetryNever },
 		"short lease":        func(s *Spec) { s.Lease = time.Millisecond },

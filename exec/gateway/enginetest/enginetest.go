@@ -5,6 +5,7 @@
 //	echo         answers with the last message, a word at a time
 //	tools        answers with a call of the first tool
 //	slow         says a word each 50 ms, for as long as somebody listens
+//	tokens       says a word as often as it is set to, or as fast as they are read
 //	flood        says 64 KiB a word, as fast as they are read
 //	dies         is cut off after the third word
 //	refuses      answers 500
@@ -12,6 +13,7 @@
 package enginetest
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -29,12 +31,18 @@ var Models = []string{"echo", "tools", "slow", "flood", "dies", "refuses", "drop
 // Engine is a server. Its fields are set before it serves.
 type Engine struct {
 	Models []string
-	Key    string // it wants; empty for none
-	Words  int    // of slow and flood; 0 for any number
+	Key    string        // it wants; empty for none
+	Words  int           // of slow and flood; 0 for any number
+	Pace   time.Duration // between two words of tokens
+	Owner  string        // of its models, as it says; empty for its own name
+	Loads  time.Duration // before which it is not well
 
 	Now   atomic.Int64 // requests that it is answering
 	Total atomic.Int64 // requests that it has seen
 	Sent  atomic.Int64 // bytes of flood
+
+	began sync.Once
+	start time.Time
 
 	mu   sync.Mutex
 	last http.Header
@@ -72,10 +80,18 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, `{"error":{"message":"wrong key"}}`, http.StatusUnauthorized)
 		return
 	}
+	if e.began.Do(func() { e.start = time.Now() }); r.URL.Path == "/health" {
+		if time.Since(e.start) < e.Loads {
+			http.Error(w, `{"error":{"message":"loading model"}}`, http.StatusServiceUnavailable)
+			return
+		}
+		reply(w, map[string]string{"status": "ok"})
+		return
+	}
 	if r.URL.Path == "/v1/models" {
 		list := []map[string]any{}
 		for _, m := range e.Models {
-			list = append(list, map[string]any{"id": m, "object": "model", "owned_by": "enginetest", "max_model_len": 4096})
+			list = append(list, map[string]any{"id": m, "object": "model", "owned_by": cmp.Or(e.Owner, "enginetest"), "max_model_len": 4096})
 		}
 		reply(w, map[string]any{"object": "list", "data": list})
 		return
@@ -161,7 +177,7 @@ func (e *Engine) words(q *request) (int, func(int) string) {
 		many = 1 << 30
 	}
 	switch {
-	case strings.HasPrefix(q.Model, "slow"):
+	case strings.HasPrefix(q.Model, "slow"), strings.HasPrefix(q.Model, "tokens"):
 		return many, func(i int) string { return fmt.Sprintf("word%d ", i) }
 	case strings.HasPrefix(q.Model, "flood"):
 		return many, func(int) string { return strings.Repeat("x", 64<<10) }
@@ -201,12 +217,8 @@ func (e *Engine) stream(w http.ResponseWriter, ctx context.Context, path string,
 			return
 		}
 		e.Sent.Add(int64(len(word(i))))
-		if strings.HasPrefix(q.Model, "slow") {
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(50 * time.Millisecond):
-			}
+		if !e.rest(ctx, q) {
+			return
 		}
 		if q.Model == "tools" {
 			break
@@ -223,6 +235,26 @@ func (e *Engine) stream(w http.ResponseWriter, ctx context.Context, path string,
 		send(last)
 	}
 	fmt.Fprint(w, "data: [DONE]\n\n")
+}
+
+// rest waits between two words, and reports whether somebody still listens.
+func (e *Engine) rest(ctx context.Context, q *request) bool {
+	pause := time.Duration(0)
+	switch {
+	case strings.HasPrefix(q.Model, "slow"):
+		pause = 50 * time.Millisecond
+	case strings.HasPrefix(q.Model, "tokens"):
+		pause = e.Pace
+	}
+	if pause == 0 {
+		return true
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(pause):
+		return true
+	}
 }
 
 func reply(w http.ResponseWriter, v any) {
