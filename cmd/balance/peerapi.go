@@ -54,6 +54,7 @@ func newPeerClient(node *mesh.Node) *http.Client {
 // peerAPI is what this node answers other members, on its overlay address
 // alone.
 type peerAPI struct {
+	view      *fleet.View
 	self      identity.ID
 	node      *mesh.Node
 	db        *store.Store
@@ -87,6 +88,9 @@ func (p *peerAPI) serve(ctx context.Context, group *errgroup.Group, ln net.Liste
 			return err == nil && from == by
 		},
 		Blob: func(h wire.Hash) (io.ReadSeekCloser, error) { return p.blobs.Open(h) },
+		Carried: func(peer identity.ID, n int64, in time.Duration) {
+			p.view.Carried(peer, task.Bytes(n), in)
+		},
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/v1/runs/", tasks.Handler())

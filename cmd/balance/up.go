@@ -365,7 +365,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 		return err
 	}
 	defer func() { err = errors.Join(err, alive.Close()) }()
-	api := &peerAPI{self: self, node: node, db: db, who: who, blobs: blobs, runner: runner, sampler: facts.sampler, gateway: serving, installed: agents, log: log}
+	api := &peerAPI{self: self, node: node, view: view, db: db, who: who, blobs: blobs, runner: runner, sampler: facts.sampler, gateway: serving, installed: agents, log: log}
 	api.replica = newReplica(api, peers, view)
 	changed := make(chan []*wire.Entry, 1024)
 	db.OnCommit(onCommit(changed, api.replica))

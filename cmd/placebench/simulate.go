@@ -24,6 +24,7 @@ const (
 	pauseMean = time.Second
 	message   = 20 * time.Millisecond
 	maxTries  = 16
+	passes    = 6
 )
 
 // outcome is how a simulation has gone.
@@ -33,9 +34,15 @@ type outcome struct {
 }
 
 func simulations(w io.Writer, o *options, trace string, machines []machine, runs []job) error {
-	central := measure("balance", o.seeds, machines, runs)
-	if _, err := fmt.Fprintf(w, "%s: %d machines, %d seeds; one that sees all, no departures: %.2f %%\n%-12s %-6s %10s %8s %9s\n",
-		trace, len(machines), len(o.seeds), central.Alloc100, "dispatchers", "age", "λS/nodes", "alloc %", "refusals"); err != nil {
+	central := measure("balance", o.seeds, machines, runs).Alloc100
+	if o.churn {
+		central = 0
+		for _, seed := range o.seeds {
+			central += newSimulation(arrivalsOf(machines, runs, seed), 1, 0, seed, true).run().alloc / float64(len(o.seeds))
+		}
+	}
+	if _, err := fmt.Fprintf(w, "%s: %d machines, %d seeds; one that sees all: %.2f %%\n%-12s %-6s %10s %8s %9s\n",
+		trace, len(machines), len(o.seeds), central, "dispatchers", "age", "λS/nodes", "alloc %", "refusals"); err != nil {
 		return err
 	}
 	for _, n := range o.dispatchers {
@@ -68,6 +75,7 @@ type simulation struct {
 	now   time.Duration
 	queue events
 	next  int // job that comes next
+	total int // jobs; where runs depart, several times those of the trace, until as many depart as come
 
 	fresh   []fleet.Node  // as the machines are
 	history []change      // what others will see later
@@ -118,6 +126,10 @@ func (e *events) Pop() any {
 
 func newSimulation(a arrivals, dispatchers int, age time.Duration, seed int64, churn bool) *simulation {
 	s := &simulation{a: a, c: newCluster(a.machines), age: age, churn: churn, rate: float64(dispatchers) / pauseMean.Seconds(), r: rand.New(rand.NewPCG(uint64(seed), 7))}
+	s.total = len(a.jobs)
+	if churn {
+		s.total *= passes
+	}
 	s.fresh = nodesOf(s.c)
 	for range dispatchers {
 		d := &dispatcher{index: place.NewIndex(place.NewWorkload(nil)), nodes: slices.Clone(s.fresh), own: map[int]time.Duration{}}
@@ -152,10 +164,10 @@ func (s *simulation) run() outcome {
 
 // submit takes the next job, as a dispatcher sees the machines.
 func (s *simulation) submit(d *dispatcher) {
-	if s.next == len(s.a.jobs) {
+	if s.next == s.total {
 		return
 	}
-	j := &s.a.jobs[s.next]
+	j := &s.a.jobs[s.next%len(s.a.jobs)]
 	s.next++
 	s.arrived += j.size()
 	if d.recent.Add(specOf(j).Needs) {
@@ -216,7 +228,7 @@ func (s *simulation) try(d *dispatcher, j *job, tried map[int]bool) {
 // order has a machine take a job, or refuse it.
 func (s *simulation) order(d *dispatcher, j *job, m int, tried map[int]bool) {
 	if !s.c.fits(m, j) {
-		if s.arrived < s.c.capacity*9/10 {
+		if s.counts() {
 			s.refused++
 		}
 		tried[m] = true
@@ -229,7 +241,7 @@ func (s *simulation) order(d *dispatcher, j *job, m int, tried map[int]bool) {
 	}
 	devices := admit(specOf(j), &s.fresh[m])
 	s.take(m, j, devices, 1)
-	if s.arrived < s.c.capacity*9/10 {
+	if s.counts() {
 		s.placed++
 	}
 	if s.churn {
@@ -240,6 +252,15 @@ func (s *simulation) order(d *dispatcher, j *job, m int, tried map[int]bool) {
 		d.tell(m, s.fresh[m].Live)
 		s.done(d)
 	})
+}
+
+// counts reports whether what happens now is counted: before there is little left,
+// or, where runs depart, once as many do as come.
+func (s *simulation) counts() bool {
+	if s.churn {
+		return s.next > s.total/2
+	}
+	return s.arrived < s.c.capacity*9/10
 }
 
 // length of a run, where runs depart: so that they ask for 110 % of all GPUs.
@@ -279,7 +300,7 @@ func (s *simulation) take(m int, j *job, devices []int, sign int) {
 
 // sample counts what is in use.
 func (s *simulation) sample() {
-	if s.next > len(s.a.jobs)/2 && s.next < len(s.a.jobs) {
+	if s.next > s.total/2 && s.next < s.total {
 		if s.areaLast == 0 {
 			s.areaFrom, s.areaLast = s.now, s.now
 		}

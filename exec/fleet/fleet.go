@@ -44,10 +44,11 @@ type Offer struct {
 	Isolation string       `cbor:"14,keyasint" json:"isolation"`         // the strongest level that it has, of package task
 	Program   string       `cbor:"15,keyasint" json:"program"`           // version of balance
 	Services  []Service    `cbor:"16,keyasint,omitempty" json:"services,omitempty"`
-	Holds     []string     `cbor:"24,keyasint,omitempty" json:"holds,omitempty"`   // limits that hold for all of a run together: memory, cpu, pids
-	Streams   []string     `cbor:"17,keyasint,omitempty" json:"streams,omitempty"` // TCP addresses at which it relays, where UDP does not pass; eight at most
-	Models    []Model      `cbor:"40,keyasint,omitempty" json:"models,omitempty"`  // that its engines have; [MaxModels] at most
-	Agents    []Agent      `cbor:"41,keyasint,omitempty" json:"agents,omitempty"`  // that are installed; [MaxAgents] at most
+	Portable  bool         `cbor:"18,keyasint,omitempty" json:"portable,omitempty"` // it has a battery of its own
+	Holds     []string     `cbor:"24,keyasint,omitempty" json:"holds,omitempty"`    // limits that hold for all of a run together: memory, cpu, pids
+	Streams   []string     `cbor:"17,keyasint,omitempty" json:"streams,omitempty"`  // TCP addresses at which it relays, where UDP does not pass; eight at most
+	Models    []Model      `cbor:"40,keyasint,omitempty" json:"models,omitempty"`   // that its engines have; [MaxModels] at most
+	Agents    []Agent      `cbor:"41,keyasint,omitempty" json:"agents,omitempty"`   // that are installed; [MaxAgents] at most
 }
 
 // Has reports whether the owner has given the machine a label.
@@ -108,6 +109,8 @@ type Live struct {
 	GPUs       []LiveGPU  `cbor:"6,keyasint,omitempty" json:"gpus"` // in the order of the offer
 	Runs       int        `cbor:"7,keyasint" json:"runs"`
 	CPUPercent int        `cbor:"8,keyasint" json:"cpu_percent"` // of all cores; [Unknown] where not measured
+
+	OnBattery bool `cbor:"10,keyasint,omitempty" json:"on_battery,omitempty"` // nothing else feeds it
 
 	// Taken is how many runs the machine has taken since its node was started: by
 	// how it grows, others tell how fast runs are placed.
@@ -184,6 +187,7 @@ type Path struct {
 	Addr string        `json:"addr,omitempty"` // UDP address of the other end
 	Via  string        `json:"via,omitempty"`  // name of the relay
 	RTT  time.Duration `json:"rtt_ns"`         // 0 where not measured
+	Rate task.Bytes    `json:"rate,omitempty"` // a second that large files have had on it; 0 where none was sent yet
 }
 
 // Node is all that this machine knows of a member. It is a value: a [View]

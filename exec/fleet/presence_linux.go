@@ -24,10 +24,11 @@ func presence(root string) (c policy.Conditions) {
 	} else {
 		c.Idle = max(0, time.Since(since))
 	}
-	c.Battery, err = onBattery(filepath.Join(root, "sys/class/power_supply"))
+	battery, fed, err := power(root)
 	if err != nil {
 		c.BatteryWhy = err.Error()
 	}
+	c.Battery = battery && !fed
 	return c
 }
 
@@ -84,22 +85,22 @@ func touched(root string) (last time.Time, err error) {
 	return last, nil
 }
 
-// onBattery reports whether the machine has a battery of its own and nothing
-// that feeds it. See Documentation/ABI/testing/sysfs-class-power.
-func onBattery(dir string) (bool, error) {
+// power reports whether the machine has a battery of its own, and whether
+// something else feeds it. See Documentation/ABI/testing/sysfs-class-power.
+func power(root string) (battery, fed bool, err error) {
+	dir := filepath.Join(root, "sys/class/power_supply")
 	supplies, err := os.ReadDir(dir)
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
-	battery := false
 	for _, s := range supplies {
 		file := func(name string) string { return readText(filepath.Join(dir, s.Name(), name)) }
 		switch kind := file("type"); {
 		case kind == "Battery" && file("scope") != "Device": // not that of a mouse
 			battery = true
 		case kind != "Battery" && file("online") == "1":
-			return false, nil
+			fed = true
 		}
 	}
-	return battery, nil
+	return battery, fed, nil
 }

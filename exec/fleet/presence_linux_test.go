@@ -19,7 +19,11 @@ func TestOnBattery(t *testing.T) {
 		"a mouse has a battery":  {map[string]string{"hid/type": "Battery", "hid/scope": "Device"}, false},
 		"a mouse beside its own": {map[string]string{"hid/type": "Battery", "hid/scope": "Device", "BAT0/type": "Battery"}, true},
 	} {
-		dir := t.TempDir()
+		root := t.TempDir()
+		dir := filepath.Join(root, "sys/class/power_supply")
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
 		for file, text := range tc.files {
 			path := filepath.Join(dir, file)
 			if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
@@ -29,11 +33,12 @@ func TestOnBattery(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if got, err := onBattery(dir); got != tc.want || err != nil {
-			t.Errorf("%s: %v, %v", name, got, err)
+		battery, fed, err := power(root)
+		if got := battery && !fed; got != tc.want || err != nil {
+			t.Errorf("%s: %v, %v, %v", name, battery, fed, err)
 		}
 	}
-	if _, err := onBattery(filepath.Join(t.TempDir(), "none")); err == nil {
+	if _, _, err := power(filepath.Join(t.TempDir(), "none")); err == nil {
 		t.Error("nothing to look at: no error")
 	}
 }

@@ -2,9 +2,16 @@
 
 package fleet
 
-import "github.com/balanceai/balance/exec/policy"
+import (
+	"errors"
+
+	"github.com/balanceai/balance/exec/policy"
+)
+
+const notHere = "not on this system yet"
 
 func presence(string) policy.Conditions {
-	const why = "not on this system yet"
-	return policy.Conditions{IdleWhy: why, BatteryWhy: why}
+	return policy.Conditions{IdleWhy: notHere, BatteryWhy: notHere}
 }
+
+func power(string) (battery, fed bool, err error) { return false, false, errors.New(notHere) }

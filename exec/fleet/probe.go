@@ -30,6 +30,8 @@ type Probe struct {
 	host    *host
 	sources []source
 	cards   []card // in the order of the last offer
+
+	portable bool // likewise
 }
 
 // source is a driver that knows GPUs.
@@ -92,6 +94,8 @@ func (p *Probe) Offer(ctx context.Context) (Offer, error) {
 	defer p.mu.Unlock()
 	var hostErr error
 	o.CPUModel, o.CPU, o.Memory, hostErr = p.host.describe()
+	o.Portable, _, _ = power("/") // what cannot be told is no laptop
+	p.portable = o.Portable
 	gpuErr := p.list()
 	for _, c := range p.cards {
 		o.GPUs = append(o.GPUs, c.device())
@@ -120,6 +124,7 @@ type reading struct {
 	disk      task.Bytes // free
 	gpus      []SampleGPU
 	unified   []bool // of each GPU
+	onBattery bool
 }
 
 // measure takes a reading of the devices of the last offer.
@@ -129,6 +134,10 @@ func (p *Probe) measure(detail bool) reading {
 	r := reading{at: time.Now()}
 	r.cpu, r.memory, r.available = p.host.usage()
 	_, r.disk, _ = diskSpace(p.disk) // its offer says why it fails
+	if p.portable {
+		_, fed, err := power("/")
+		r.onBattery = err == nil && !fed
+	}
 	for _, c := range p.cards {
 		r.gpus = append(r.gpus, measureCard(c, detail))
 		r.unified = append(r.unified, c.device().Unified)
@@ -224,6 +233,7 @@ func (r *reading) live(h Held) Live {
 		CPUPercent: int(math.Round(r.cpu)),
 		Asked:      h.Asked,
 		Taken:      h.Taken,
+		OnBattery:  r.onBattery,
 	}
 	l.SetLoaded(h.Loaded)
 	for _, run := range h.Runs {

@@ -151,7 +151,7 @@ func (s *Sampler) Watch(ctx context.Context, yield func(Sample) error) error {
 // of old.
 func (l *Live) differs(old *Live) bool {
 	if l.Runs != old.Runs || l.HeldCPU != old.HeldCPU || l.HeldMemory != old.HeldMemory ||
-		len(l.GPUs) != len(old.GPUs) || far(l.FreeMemory, old.FreeMemory) || !slices.Equal(l.Loaded, old.Loaded) || l.Asked != old.Asked {
+		len(l.GPUs) != len(old.GPUs) || far(l.FreeMemory, old.FreeMemory) || !slices.Equal(l.Loaded, old.Loaded) || l.Asked != old.Asked || l.OnBattery != old.OnBattery {
 		return true
 	}
 	for i, g := range l.GPUs {
@@ -171,11 +171,11 @@ func far(now, old task.Bytes) bool {
 
 // MaxLive bounds the encoded form of a trimmed [Live] in bytes, so that it fits
 // into a gossip message with room to spare.
-const MaxLive = 306
+const MaxLive = 308
 
 // What the parts of an encoded Live take at most, in bytes.
 const (
-	liveBase  = 68 // all but the devices
+	liveBase  = 70 // all but the devices
 	liveFree  = 16 // a device
 	liveTold  = 17 // more of one that runs share, and the name of their owner
 	liveHeld  = 7  // a device of which nothing is told but that it is held

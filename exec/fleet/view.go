@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/identity"
 )
 
@@ -78,12 +79,35 @@ func (v *View) SetState(id identity.ID, state string) {
 	})
 }
 
-// SetPath stores how packets reach a member.
+// SetPath stores how packets reach a member. What a path of the same kind was
+// measured to carry stays.
 func (v *View) SetPath(id identity.ID, p Path) {
 	v.node(id, func(n *Node) bool {
+		if p.Kind == n.Path.Kind && p.Via == n.Path.Via {
+			p.Rate = n.Path.Rate
+		}
 		same := n.Path == p
 		n.Path = p
 		return !same
+	})
+}
+
+// leastTold is how large what was sent has to be to tell what a path carries: much
+// of less is in buffers, and the connection has not got up to speed.
+const leastTold = 16 * task.MiB
+
+// Carried tells that so many bytes went to a member in a time.
+func (v *View) Carried(id identity.ID, n task.Bytes, in time.Duration) {
+	if n < leastTold || in <= 0 {
+		return
+	}
+	rate := task.Bytes(float64(n) / in.Seconds())
+	v.node(id, func(n *Node) bool {
+		if n.Path.Rate > 0 {
+			rate = (n.Path.Rate + rate) / 2
+		}
+		n.Path.Rate = rate
+		return true
 	})
 }
 

@@ -341,34 +341,39 @@ func TestVerdict(t *testing.T) {
 			fmt.Fprintf(&got, "  %d %s: %s\n", p.Points, p.Name, p.Text)
 		}
 	}
-	want := `node-3 42590 (0 ms)
+	want := `node-3 43390 (0 ms)
   36000 start: starts in about 0.1 s or less
   5000 packing: has no GPU to leave idle
   1000 owner: belongs to the same owner
+  800 power: is no laptop
   500 path: is this machine
   90 cpu: leaves 6 of 8 cores
-node-2 42090 (2000 ms)
+node-2 42890 (2000 ms)
   36000 start: starts in about 0.1 s or less
   5000 packing: has no GPU to leave idle
   1000 owner: belongs to the same owner
+  800 power: is no laptop
   0 path: no path is known
   90 cpu: leaves 6 of 8 cores
-node-5 42090 (2000 ms)
+node-5 42890 (2000 ms)
   36000 start: starts in about 0.1 s or less
   5000 packing: has no GPU to leave idle
   1000 owner: belongs to the same owner
+  800 power: is no laptop
   0 path: lan path, round trip not measured
   90 cpu: leaves 6 of 8 cores
-node-1 41490 (2000 ms)
+node-1 42290 (2000 ms)
   36000 start: starts in about 0.1 s or less
   4000 packing: leaves 1 GPU idle, 60 % of it useless to a usual run
   1000 owner: belongs to the same owner
+  800 power: is no laptop
   400 path: lan path, round trip 1ms
   90 cpu: leaves 6 of 8 cores
-node-4 18090 (2000 ms)
+node-4 18890 (2000 ms)
   12000 start: starts in about 10.0 s
   5000 packing: has no GPU to leave idle
   1000 owner: belongs to the same owner
+  800 power: is no laptop
   0 path: has not answered lately
   90 cpu: leaves 6 of 8 cores
 `
@@ -378,6 +383,39 @@ node-4 18090 (2000 ms)
 	v := Choose(spec(task.Needs{VRAM: 10 * g}), alice, nodes[:1], noon)[0]
 	if p := v.Parts[1]; p.Text != "leaves 14 GiB of 24 GiB of VRAM, leaves no GPU idle" || !slices.Equal(v.Devices, []string{"GPU-0"}) {
 		t.Errorf("%+v %q", p, v.Devices)
+	}
+}
+
+// A run goes where it can start twice as soon, by what the way there has carried;
+// and rather not to a laptop, least of all to one on its battery.
+func TestPreferences(t *testing.T) {
+	input := spec(task.Needs{})
+	input.Inputs = []task.Input{{Path: "in", Size: 100 * task.GiB, Kind: task.KindFile}}
+	carries := func(rate task.Bytes) func(*fleet.Node) { return func(n *fleet.Node) { n.Path.Rate = rate } }
+	laptop := func(battery bool) func(*fleet.Node) {
+		return func(n *fleet.Node) { n.Offer.Portable, n.Live.OnBattery = true, battery }
+	}
+	for name, tc := range map[string]struct {
+		spec  *task.Spec
+		nodes []fleet.Node
+		want  string
+		part  string
+	}{
+		"a fast way": {input, []fleet.Node{machine(1, carries(50*task.MiB)), machine(2, carries(10*task.GiB))}, "node-2 node-1", "with 100 GiB to send on the local network at the measured 10 GiB/s"},
+		"no laptop":  {spec(task.Needs{}), []fleet.Node{machine(1, laptop(true)), machine(2, laptop(false)), machine(3)}, "node-3 node-2 node-1", "is no laptop"},
+		"plugged in": {spec(task.Needs{}), []fleet.Node{machine(1, laptop(true)), machine(2, laptop(false))}, "node-2 node-1", "is a laptop, plugged in"},
+	} {
+		ranking := Choose(tc.spec, alice, tc.nodes, noon)
+		var names, parts []string
+		for _, v := range ranking {
+			names = append(names, v.Name)
+		}
+		for _, p := range ranking[0].Parts {
+			parts = append(parts, p.Text)
+		}
+		if got := strings.Join(names, " "); got != tc.want || !strings.Contains(strings.Join(parts, "; "), tc.part) {
+			t.Errorf("%s: %s, because %s", name, got, parts)
+		}
 	}
 }
 

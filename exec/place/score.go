@@ -18,6 +18,7 @@ const (
 	slowest     = 6                // halvings that count: after a minute, late is late
 	ownerPoints = 10 * levelPoints
 	wishPoints  = 20 * levelPoints // for a label that the run prefers
+	powerPoints = 8 * levelPoints  // for a machine that is no laptop; half for one that is plugged in
 	selfPoints  = 5 * levelPoints  // for the submitter's own machine
 	nearPoints  = 4 * levelPoints  // for one beside it
 	fitPoints   = levelPoints - 1
@@ -27,8 +28,8 @@ const (
 // between two towns of one country.
 const halfPath = 20 * time.Millisecond
 
-// What a link is taken to carry, in bytes a second, as nothing is measured
-// before there is something to send; and what else costs time.
+// What a link is taken to carry, in bytes a second, until something large has been
+// sent over it; and what else costs time.
 const (
 	lanRate      = 60e6
 	directRate   = 8e6
@@ -50,7 +51,7 @@ func (f *fit) score() []task.Part {
 		parts = append(parts, f.scoreWishes())
 	}
 	left := f.cpu - f.needs.CPU
-	return append(parts, f.scorePath(), task.Part{
+	return append(parts, f.scorePower(), f.scorePath(), task.Part{
 		Name: "cpu", Text: "leaves " + left.String() + " of " + f.offer.CPU.String() + " cores", Points: f.fitScore(),
 	})
 }
@@ -58,7 +59,7 @@ func (f *fit) score() []task.Part {
 // total returns the sum of the parts of the score, without their words.
 func (f *fit) total() int {
 	start, _ := f.start()
-	return startScore(start) + f.packs(f.devices)*levelPoints + f.scoreOwner().Points + f.scoreWishes().Points + f.nearScore() + f.fitScore()
+	return startScore(start) + f.packs(f.devices)*levelPoints + f.scoreOwner().Points + f.scoreWishes().Points + f.scorePower().Points + f.nearScore() + f.fitScore()
 }
 
 // start estimates when the run could start: what has to travel to the machine
@@ -78,12 +79,15 @@ func (f *fit) start() (time.Duration, string) {
 	if f.node.State == fleet.Suspect {
 		wait += suspectStart
 	}
-	rate, way := directRate, "directly"
+	rate, way := float64(directRate), "directly"
 	switch f.node.Path.Kind {
 	case fleet.PathLAN:
 		rate, way = lanRate, "on the local network"
 	case fleet.PathRelay, fleet.PathTCP, fleet.PathNone:
 		rate, way = relayRate, "over a slow path"
+	}
+	if m := f.node.Path.Rate; m > 0 {
+		rate, way = float64(m), way+" at the measured "+m.String()+"/s"
 	}
 	wait += 2*f.node.Path.RTT + time.Duration(float64(size)/rate*float64(time.Second))
 	if size == 0 {
@@ -164,6 +168,18 @@ func (f *fit) scoreWishes() task.Part {
 		}
 	}
 	return task.Part{Name: "prefer", Text: "has no label that the run prefers"}
+}
+
+// scorePower keeps laptops free, those that live on their battery most of all.
+func (f *fit) scorePower() task.Part {
+	p := task.Part{Name: "power", Text: "is no laptop", Points: powerPoints}
+	switch {
+	case f.offer.Portable && f.live.OnBattery:
+		p.Text, p.Points = "lives on its battery", 0
+	case f.offer.Portable:
+		p.Text, p.Points = "is a laptop, plugged in", powerPoints/2
+	}
+	return p
 }
 
 // fitScore gives the more the less CPU is left over.

@@ -28,6 +28,8 @@ type Server struct {
 	Submitted func(ctx context.Context, run string, by identity.ID) bool
 	// Blob opens a blob, or returns an error that is [fs.ErrNotExist].
 	Blob func(h wire.Hash) (io.ReadSeekCloser, error)
+	// Carried is told how many bytes of a blob a peer has got, and in which time.
+	Carried func(peer identity.ID, n int64, in time.Duration)
 	// Allowed reports whether a peer may have a blob.
 	Allowed func(peer identity.ID, h wire.Hash) bool
 
@@ -183,18 +185,26 @@ func (s *Server) blob(w http.ResponseWriter, r *http.Request) {
 	}
 	defer f.Close()
 	w.Header().Set("Content-Type", "application/octet-stream")
-	http.ServeContent(patientWriter{w, http.NewResponseController(w)}, r, "", time.Time{}, f)
+	out := &patientWriter{ResponseWriter: w, rc: http.NewResponseController(w)}
+	begin := time.Now()
+	http.ServeContent(out, r, "", time.Time{}, f)
+	if s.Carried != nil {
+		s.Carried(peerOf(r), out.written, time.Since(begin))
+	}
 }
 
 // patientWriter gives the peer time for each write, not for all together.
 type patientWriter struct {
 	http.ResponseWriter
-	rc *http.ResponseController
+	rc      *http.ResponseController
+	written int64
 }
 
-func (p patientWriter) Write(b []byte) (int, error) {
+func (p *patientWriter) Write(b []byte) (int, error) {
 	_ = p.rc.SetWriteDeadline(time.Now().Add(writeTimeout))
-	return p.ResponseWriter.Write(b)
+	n, err := p.ResponseWriter.Write(b)
+	p.written += int64(n)
+	return n, err
 }
 
 // readEntries reads the body of an order or a settlement.
