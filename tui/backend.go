@@ -76,6 +76,7 @@ type Mesh struct {
 type Attempt struct {
 	Attempt int
 	Node    string        // name of the machine; empty where none fitted
+	Waits   bool          // for a machine
 	Ranking task.Ranking  // best first
 	Refusal []task.Reason // why that machine did not take it; empty where it did
 }

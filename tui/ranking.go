@@ -133,7 +133,10 @@ func (m *model) whyText(attempts []Attempt, w int) []text {
 			lines = append(lines, nil, nil)
 		}
 		where := "no machine fits"
-		if a.Node != "" {
+		switch {
+		case a.Waits:
+			where = "waits for a machine"
+		case a.Node != "":
 			where = "went to " + clean(a.Node)
 		}
 		if len(attempts) > 1 {

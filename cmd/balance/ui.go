@@ -139,7 +139,7 @@ func (b *backend) Why(ctx context.Context, run string) ([]tui.Attempt, error) {
 	}
 	out := make([]tui.Attempt, 0, len(tries))
 	for _, t := range tries {
-		out = append(out, tui.Attempt{Attempt: t.Attempt, Node: t.Node, Ranking: t.Ranking, Refusal: t.Refused})
+		out = append(out, tui.Attempt{Attempt: t.Attempt, Node: t.Node, Waits: t.Waits, Ranking: t.Ranking, Refusal: t.Refused})
 	}
 	return out, nil
 }

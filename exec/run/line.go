@@ -274,10 +274,18 @@ func (r *Runner) serve() {
 		asked[kind] = reasons
 		b.why = reasons
 		if before > 0 {
-			b.why = append(slices.Clone(reasons), task.Reason{Rule: "queue", Text: fmt.Sprintf("%d that wait there come first", before), Ever: true})
+			b.why = append(slices.Clone(reasons), comeFirst(before))
 		}
 		before++
 	}
+}
+
+func comeFirst(n int) task.Reason {
+	text := "another run that waits there comes first"
+	if n > 1 {
+		text = fmt.Sprintf("%d runs that wait there come first", n)
+	}
+	return task.Reason{Rule: "queue", Text: text, Ever: true}
 }
 
 // kind is the same for runs of one member that ask for the same, so that none
