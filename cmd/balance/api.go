@@ -135,6 +135,15 @@ type runReply struct {
 	Run string `json:"run"`
 }
 
+// attachReply is the answer of POST /v1/runs/{run}/attach.
+type attachReply struct {
+	Run   string `json:"run"`
+	Name  string `json:"name"`  // of its agent or program
+	After uint64 `json:"after"` // number of its newest event
+	TTY   bool   `json:"tty"`   // it has a terminal
+	Stdin bool   `json:"stdin"` // it takes standard input of whoever attaches
+}
+
 // inspectReply is the answer of GET /v1/runs/{run}.
 type inspectReply struct {
 	task.Status

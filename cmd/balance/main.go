@@ -15,6 +15,7 @@ import (
 	"charm.land/fang/v2"
 	"github.com/spf13/cobra"
 
+	"github.com/balanceai/balance/exec/dispatch"
 	"github.com/balanceai/balance/exec/place"
 	"github.com/balanceai/balance/store"
 	"github.com/balanceai/balance/tui"
@@ -36,6 +37,7 @@ type app struct {
 	screen   tui.Options
 	home     home
 	client   *client
+	exit     exitError // of a run that was followed
 }
 
 // program is main without its process: it returns the exit code.
@@ -51,7 +53,7 @@ func program(ctx context.Context, args []string, in *os.File, out, errs io.Write
 	if err != nil {
 		return a.print.fault(err)
 	}
-	return exitOK
+	return int(a.exit)
 }
 
 // root is the command tree.
@@ -84,6 +86,7 @@ func (a *app) root() *cobra.Command {
 	root.AddCommand(a.runCommands()...)
 	root.AddCommand(a.moreCommands()...)
 	usageErrors(root)
+	a.exitCodes(root)
 	return root
 }
 
@@ -99,6 +102,23 @@ func usageErrors(cmd *cobra.Command) {
 	}
 	for _, sub := range cmd.Commands() {
 		usageErrors(sub)
+	}
+}
+
+// exitCodes keeps the exit code of a run from what shows errors, which would ask
+// the terminal for its colours and take what is typed for the answer.
+func (a *app) exitCodes(cmd *cobra.Command) {
+	if run := cmd.RunE; run != nil {
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			err := run(cmd, args)
+			if code, ok := errors.AsType[exitError](err); ok {
+				a.exit, err = code, nil
+			}
+			return err
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		a.exitCodes(sub)
 	}
 }
 
@@ -119,6 +139,8 @@ func errorCode(err error) string {
 		return "not_found"
 	case errors.As(err, &ambiguous), errors.Is(err, place.ErrAmbiguous):
 		return "ambiguous"
+	case errors.Is(err, dispatch.ErrClosed):
+		return "not_running"
 	case errors.Is(err, context.DeadlineExceeded):
 		return "timeout"
 	}

@@ -91,6 +91,8 @@ func (l *localAPI) routes() http.Handler {
 		"GET /v1/runs/{run}":                 l.ofRun(l.inspect),
 		"GET /v1/runs/{run}/events":          l.ofRun(l.events),
 		"POST /v1/runs/{run}/stdin":          l.ofRun(l.stdin),
+		"POST /v1/runs/{run}/attach":         l.ofRun(l.attach),
+		"POST /v1/runs/{run}/size":           l.ofRun(l.size),
 		"POST /v1/runs/{run}/cancel":         l.ofRun(l.cancel),
 		"GET /v1/runs/{run}/why":             l.ofRun(l.why),
 		"GET /v1/files":                      l.filesList,
@@ -459,7 +461,34 @@ func (l *localAPI) own(ctx context.Context, run string) error {
 }
 
 func (l *localAPI) stdin(w http.ResponseWriter, r *http.Request, id string) error {
+	// The answer may come while more is sent; the rest is not awaited.
+	w.Header().Set("Connection", "close")
 	if err := l.submitted.Stdin(r.Context(), id, r.Body); err != nil {
+		return err
+	}
+	reply(w, runReply{id})
+	return nil
+}
+
+// attach tells what whoever sits down at a run has to know.
+func (l *localAPI) attach(w http.ResponseWriter, r *http.Request, id string) error {
+	if err := l.own(r.Context(), id); err != nil {
+		return err
+	}
+	spec, after, err := l.submitted.Now(r.Context(), id)
+	if err != nil {
+		return hint(err, "see what it wrote with: balance logs %s", id)
+	}
+	reply(w, attachReply{Run: id, Name: runName(&spec), After: after, TTY: spec.TTY != nil, Stdin: spec.Open})
+	return nil
+}
+
+func (l *localAPI) size(w http.ResponseWriter, r *http.Request, id string) error {
+	var size task.Terminal
+	if err := readJSON(r, &size); err != nil {
+		return err
+	}
+	if err := l.submitted.Resize(r.Context(), id, size); err != nil {
 		return err
 	}
 	reply(w, runReply{id})

@@ -44,8 +44,11 @@ type draft struct {
 	outputs   []string
 	node      string
 	prefer    []string
-	stdin     bool // somebody pipes something in
-	noStdin   bool // also where the manifest reads it
+	stdin     bool           // somebody pipes something in
+	noStdin   bool           // also where the manifest reads it
+	open      bool           // it stays open for others, and is there for a detached run too
+	tty       *task.Terminal // the run has one of this size
+	term      string         // which kind it is
 	detach    bool
 	retry     task.Retry
 	lease     time.Duration
@@ -92,7 +95,7 @@ func (a *app) outline(ctx context.Context, d *draft) (task.Spec, []agent.Source,
 		if spec, own, err = m.Spec(d.args); err != nil {
 			return spec, nil, err
 		}
-		if spec.Retry == "" && m.Idempotent && d.detach { // at a terminal, a person decides
+		if spec.Retry == "" && m.Idempotent && d.detach && !d.open { // at a terminal, a person decides
 			spec.Retry = task.RetryOnLoss
 		}
 		sources = instead(own, sources)
@@ -140,6 +143,10 @@ func (a *app) outline(ctx context.Context, d *draft) (task.Spec, []agent.Source,
 		spec.Stdin, d.stdin = false, false // whose would it be?
 	}
 	spec.Stdin = (spec.Stdin || d.stdin) && !d.detach && !d.noStdin
+	if d.open {
+		spec.Stdin, spec.Open = true, true
+	}
+	spec.TTY = d.tty
 	spec.Detached = d.detach
 	spec.Retry, spec.Lease = cmp.Or(d.retry, spec.Retry), cmp.Or(d.lease, spec.Lease)
 	switch {
@@ -160,6 +167,12 @@ func (a *app) outline(ctx context.Context, d *draft) (task.Spec, []agent.Source,
 		}
 		maps.Copy(env, d.env)
 		spec.Env = env
+	}
+	if spec.TTY != nil && spec.Env["TERM"] == "" {
+		if spec.Env == nil {
+			spec.Env = map[string]string{}
+		}
+		spec.Env["TERM"] = d.term
 	}
 	return spec, sources, nil
 }
@@ -264,7 +277,7 @@ func draftFlags(f *pflag.FlagSet, d *draft) {
 	f.StringVar(&d.isolation, "isolation", "", "process or sandbox; as the machine's owner wants if not given, or more")
 	f.StringToStringVarP(&d.env, "env", "e", nil, "environment variable, NAME=VALUE")
 	f.StringArrayVar(&d.secrets, "secret", nil, "NAME[=env:VAR|file:PATH|keyring:KEY]: a variable whose value no record, log or file has; repeatable")
-	f.VarP(sources{&d.inputs}, "input", "i", "file or folder to take along, PATH or PATH:NAME")
+	f.VarP(sources{&d.inputs}, "input", "I", "file or folder to take along, PATH or PATH:NAME")
 	f.StringSliceVarP(&d.outputs, "output", "o", nil, "file or folder to bring back")
 }
 
@@ -310,21 +323,32 @@ func (d *draft) takeArgs(cmd *cobra.Command, args []string, file string) error {
 
 func (a *app) runCommand() *cobra.Command {
 	var d draft
-	var file, out string
-	var dry bool
+	var file, out, keys string
+	var dry, tty bool
 	cmd := &cobra.Command{
 		Use:   "run [flags] AGENT [ARG…] | run [flags] -- COMMAND [ARG…]",
 		Short: "Run an agent or a command on the machine that fits it best",
 		Long: "Run an agent or a command on the machine that fits it best.\n\n" +
 			"AGENT is a folder with an agent.yaml, such a file, or the name of an agent that is installed on this machine or\n" +
 			"offered by another one (see: balance agents); NAME@DIGEST is that one and no other. Output streams back; the exit code is the run's own.\n" +
-			"Ctrl-C asks the run to stop; a second one leaves it alone and detaches.",
-		Example: "  balance run -- uname -a\n  balance run --gpu 1 --vram 24G -- python3 train.py\n  balance run examples/text-report",
+			"Ctrl-C asks the run to stop; a second one leaves it alone and detaches. With -it the run has a terminal,\n" +
+			"which gets Ctrl-C too: ctrl-p ctrl-q detaches, and balance attach comes back.",
+		Example: "  balance run -- uname -a\n  balance run --gpu 1 --vram 24G -- python3 train.py\n  balance run examples/text-report\n  balance run -it -- bash",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := d.takeArgs(cmd, args, file); err != nil {
 				return err
 			}
 			d.stdin = piped(a.in)
+			detach, err := parseKeys(keys)
+			if err != nil {
+				return err
+			}
+			var at *terminal
+			if tty {
+				if at, err = a.openTerminal(&d, detach); err != nil {
+					return err
+				}
+			}
 			spec, err := a.compile(cmd.Context(), &d)
 			if err != nil {
 				return err
@@ -346,7 +370,10 @@ func (a *app) runCommand() *cobra.Command {
 			if quick.Rest.Unsure {
 				return fail("failure", "see whether it did with: balance ps", "the node hung up, or was left alone, before it said that it has taken the run")
 			}
-			f := &follower{app: a, name: cmp.Or(spec.Agent, filepath.Base(spec.Command[0])), out: out, attached: true, stdin: spec.Stdin}
+			f := &follower{app: a, name: runName(&spec.Spec), out: out, attached: true, stdin: spec.Stdin, term: at}
+			if spec.TTY != nil {
+				f.size = *spec.TTY
+			}
 			if quick.Rest.Run != "" {
 				f.run, f.last = quick.Rest.Run, quick.Rest.Last
 				return f.takeOver(cmd.Context(), quick.Rest.Interrupted)
@@ -361,10 +388,38 @@ func (a *app) runCommand() *cobra.Command {
 	f.BoolVarP(&d.detach, "detach", "d", false, "print the run's id and leave it running")
 	f.BoolVar(&dry, "dry-run", false, "show where it would run, and why, and start nothing")
 	f.BoolVarP(&d.noStdin, "no-stdin", "n", false, "do not send standard input to the run")
+	f.BoolVarP(&d.open, "interactive", "i", false, "send standard input, and keep it open for balance attach when this ends")
+	f.BoolVarP(&tty, "tty", "t", false, "give the run a terminal")
+	detachFlag(cmd, &keys)
+	cmd.MarkFlagsMutuallyExclusive("interactive", "no-stdin")
 	f.StringVar(&out, "out", "", "folder for the output files (default: NAME-ID in the current folder)")
 	_ = cmd.RegisterFlagCompletionFunc("node", a.completeNodes)
 	return cmd
 }
+
+// openTerminal gives a draft a terminal, and returns the one that this person sits
+// at; nil for a run that nobody sits at yet.
+func (a *app) openTerminal(d *draft, detach []byte) (*terminal, error) {
+	size := defaultSize
+	at := a.terminal(detach)
+	switch {
+	case at != nil:
+		size = at.size()
+	case !d.detach:
+		return nil, fail("usage", "leave -t away, or detach with -d", "standard input is no terminal")
+	}
+	d.tty, d.term = &size, cmp.Or(a.env("TERM"), "xterm")
+	if d.detach {
+		return nil, nil //nolint:nilnil // nobody sits at it
+	}
+	if a.print.json {
+		return nil, fail("usage", "leave one of them away", "--json of a run at this terminal")
+	}
+	return at, nil
+}
+
+// runName is what a run is called where its files go.
+func runName(spec *task.Spec) string { return cmp.Or(spec.Agent, filepath.Base(spec.Command[0])) }
 
 // piped reports whether f is a pipe, a file or a socket, so that somebody meant
 // it to be read.
@@ -455,6 +510,8 @@ type follower struct {
 	out      string // folder of the outputs; empty: by name
 	attached bool   // Ctrl-C stops the run, and the outputs are written
 	stdin    bool
+	term     *terminal     // that the run has; nil for none
+	size     task.Terminal // of the run's own; zero: not known
 
 	ranks   ranks // of a gang: its output
 	brought []rankOutputs
@@ -462,6 +519,8 @@ type follower struct {
 	last uint64 // number of the last event seen
 	lost bool
 	undo func()
+
+	leave context.CancelCauseFunc // stops following
 
 	mu  sync.Mutex // Ctrl-C and standard input have goroutines of their own
 	run string
@@ -504,9 +563,11 @@ func (f *follower) submit(ctx context.Context, spec submission) error {
 	if f.attached {
 		ctx = f.catchInterrupts(ctx, false)
 		defer f.undo()
+		defer f.term.giveBack()
 	}
 	run, err := f.client.submit(ctx, spec, func(e task.Event) error { return f.event(ctx, e) })
 	f.begin(run)
+	f.term.cut()
 	return f.goOn(ctx, err)
 }
 
@@ -548,6 +609,7 @@ func (f *follower) goOn(ctx context.Context, err error) error {
 		pause = 200 * time.Millisecond
 		before := f.last
 		err = f.client.events(ctx, run, f.last, true, func(e task.Event) error { return f.event(ctx, e) })
+		f.term.cut()
 		if f.last != before {
 			since = time.Now()
 		}
@@ -559,6 +621,10 @@ func (f *follower) goOn(ctx context.Context, err error) error {
 		return fail("launcher", "when the machine is back, balance wait "+run+" tells how it ended", "the machine of %s cannot be reached: the run is lost to sight", run)
 	case errors.Is(context.Cause(ctx), errDetached):
 		return exitError(exitInterrupted)
+	case errors.Is(context.Cause(ctx), errLeft):
+		f.term.giveBack()
+		f.print.say("\ndetached: the run goes on. Come back with: balance attach %s", run)
+		return nil
 	}
 	return err
 }
@@ -586,13 +652,14 @@ func (f *follower) catchInterrupts(ctx context.Context, asked bool) context.Cont
 			f.stop(ctx)
 		}
 	}()
+	f.leave = cancel
 	f.undo = func() { signal.Stop(signals); cancel(nil) }
 	return ctx
 }
 
 func (f *follower) event(ctx context.Context, e task.Event) error {
-	if f.begin(e.Run) && f.stdin {
-		go f.sendStdin(ctx)
+	if f.begin(e.Run) {
+		f.sit(ctx)
 	}
 	f.last = e.Seq
 	if f.print.json {
@@ -621,6 +688,7 @@ func (f *follower) event(ctx context.Context, e task.Event) error {
 			return errStop
 		}
 	case task.EventFinished:
+		f.term.giveBack()
 		f.mu.Lock()
 		f.end = &e
 		f.mu.Unlock()
@@ -634,15 +702,6 @@ func (f *follower) event(ctx context.Context, e task.Event) error {
 func (f *follower) chat(format string, args ...any) {
 	if f.print.errTTY {
 		f.print.say("balance: %s", clean(fmt.Sprintf(format, args...), false))
-	}
-}
-
-func (f *follower) sendStdin(ctx context.Context) {
-	resp, err := f.client.do(ctx, http.MethodPost, runPath(f.id(), "/stdin"), io.NopCloser(f.in))
-	if err == nil {
-		resp.Body.Close()
-	} else if f.ending() == nil && ctx.Err() == nil {
-		f.chat("standard input: %v", err)
 	}
 }
 

@@ -60,6 +60,8 @@ type Executor interface {
 	// Stdin gives the run its standard input from a byte offset on, until it
 	// ends. *[task.OffsetError] tells another offset to send from.
 	Stdin(ctx context.Context, run string, offset int64, in io.Reader) error
+	// Resize tells the run the size of its terminal.
+	Resize(ctx context.Context, run string, size task.Terminal) error
 	Cancel(ctx context.Context, run string, force bool) error
 	// Go lets a rank of a gang start.
 	Go(ctx context.Context, run string) error

@@ -172,6 +172,7 @@ type machineRun struct {
 	held     bool // it was granted
 	events   []*task.Event
 	stdin    bytes.Buffer
+	size     task.Terminal
 	eof      bool
 	slow     int // bytes of input after which the connection breaks; 0: never
 	finished bool
@@ -365,6 +366,14 @@ func (m *machine) stream(ctx context.Context, run string, after uint64, yield fu
 			return ctx.Err()
 		}
 	}
+}
+
+func (m *machine) Resize(ctx context.Context, run string, size task.Terminal) error {
+	if err := m.reach(ctx); err != nil {
+		return err
+	}
+	m.set(func() { m.runs[run].size = size })
+	return nil
 }
 
 func (m *machine) Stdin(ctx context.Context, run string, offset int64, in io.Reader) error {

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"strings"
 	"sync"
 
 	"github.com/balanceai/balance/exec/task"
@@ -15,25 +17,23 @@ import (
 //
 // After a break it goes on where the machine has got to. An input that breaks
 // off is an input that ends: nobody else can continue it, and a program that
-// waits for it would wait for ever. The run's events then say so.
+// waits for it would wait for ever. The run's events then say so. Where the spec
+// leaves it open somebody else can, and in goes on where the machine has got to.
 func (d *Dispatcher) Stdin(ctx context.Context, id string, in io.Reader) error {
-	r := d.active(id)
-	if r == nil || r.journal.Finished() {
-		if _, err := d.status(ctx, id); err != nil {
-			return err
+	r, err := d.begun(ctx, id)
+	if err != nil {
+		return err
+	}
+	src := &source{in: in, open: r.spec.Open}
+	if src.open {
+		if src.read, err = r.taken(ctx); err != nil {
+			return fmt.Errorf("standard input of run %s: %w", id, err)
 		}
-		return fmt.Errorf("run %s: %w", id, ErrOver)
 	}
-	select {
-	case <-r.started:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	src := &source{in: in}
 	if err := r.send(ctx, src); err != nil {
 		return fmt.Errorf("standard input of run %s: %w", id, err)
 	}
-	if err := src.broken(); err != nil {
+	if err := src.broken(); err != nil && !src.open {
 		_ = r.log(task.Event{Type: task.EventNote, Message: "the standard input broke off: " + err.Error()}) // unless the run is over
 		return fmt.Errorf("standard input of run %s: %w", id, err)
 	}
@@ -44,12 +44,12 @@ func (d *Dispatcher) Stdin(ctx context.Context, id string, in io.Reader) error {
 func (r *run) send(ctx context.Context, src *source) error {
 	node, _ := r.where()
 	exec := r.d.cfg.Executor(node)
-	offset, delay := int64(0), r.d.times.retryMin
+	offset, delay := src.sent(), r.d.times.retryMin
 	for !r.journal.Finished() {
 		err := exec.Stdin(ctx, r.id, offset, src.from(offset))
 		var at *task.OffsetError
 		switch {
-		case err == nil, errors.Is(err, task.ErrNoRun):
+		case err == nil, errors.Is(err, task.ErrNoRun), src.open && src.broken() != nil:
 			return nil
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -66,6 +66,27 @@ func (r *run) send(ctx context.Context, src *source) error {
 	return nil
 }
 
+// taken asks the machine how much it has of an input that several send one after
+// the other. Whoever sent before is heard no more.
+func (r *run) taken(ctx context.Context) (int64, error) {
+	node, _ := r.where()
+	exec := r.d.cfg.Executor(node)
+	for delay := r.d.times.retryMin; !r.journal.Finished(); delay = min(2*delay, r.d.times.retryMax) {
+		err := exec.Stdin(ctx, r.id, math.MaxInt64, strings.NewReader("")) // which is never where it goes on
+		var at *task.OffsetError
+		switch {
+		case errors.As(err, &at):
+			return at.Offset, nil
+		case ctx.Err() != nil:
+			return 0, ctx.Err()
+		case err != nil && !errors.Is(err, task.ErrBroken) && !errors.Is(err, task.ErrUnreachable):
+			return 0, err
+		}
+		sleep(ctx, delay) // nil: it is about to say that it is over
+	}
+	return 0, ErrOver
+}
+
 // window is how much of an input is kept after it was read. It is what two
 // sockets may hold, so that what a break takes with it can be sent again.
 const window = 8 << 20
@@ -74,10 +95,11 @@ const window = 8 << 20
 type source struct {
 	turn sync.Mutex // held by who reads in
 	in   io.Reader
+	open bool // a break is no end
 
 	mu   sync.Mutex
 	tail []byte // what was read last
-	read int64  // bytes read in all
+	read int64  // bytes read in all, and what others have sent before
 	end  error  // why there is no more
 }
 
@@ -139,7 +161,7 @@ func (r *sourceReader) Read(p []byte) (int, error) {
 	r.keep(p[:n], err)
 	r.offset += int64(n)
 	if err != nil && n == 0 {
-		return 0, io.EOF
+		return r.kept(p)
 	}
 	return n, nil
 }
@@ -152,6 +174,8 @@ func (r *sourceReader) kept(p []byte) (int, error) {
 	switch {
 	case behind > int64(len(r.tail)):
 		return 0, io.ErrUnexpectedEOF // of a request that another has overtaken
+	case behind == 0 && r.end != nil && r.open:
+		return 0, r.end
 	case behind == 0 && r.end != nil:
 		return 0, io.EOF
 	}

@@ -105,3 +105,38 @@ func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 type iotestErr struct{ err error }
 
 func (e iotestErr) Read([]byte) (int, error) { return 0, e.err }
+
+// An input that stays open goes on where the machine has got to, whoever sends it,
+// and a break is no end.
+func TestStdinOpen(t *testing.T) {
+	l := newLab(t)
+	l.hydra.script = (*machine).start
+	spec := bare()
+	spec.Stdin, spec.Open, spec.TTY = true, true, &task.Terminal{Rows: 2, Cols: 3}
+	id := l.submit(spec)
+	gone := errors.New("terminal gone")
+	if err := l.d.Stdin(t.Context(), id, io.MultiReader(strings.NewReader("one "), iotestErr{gone})); err != nil {
+		t.Errorf("left: %v", err)
+	}
+	if r := l.hydra.runs[id]; r.stdin.String() != "one " || r.eof {
+		t.Errorf("got %q, eof %v", r.stdin.String(), r.eof)
+	}
+	got, after, err := l.d.Now(t.Context(), id)
+	if err != nil || after == 0 || got.TTY == nil || *got.TTY != *spec.TTY {
+		t.Errorf("%+v after %d: %v", got, after, err)
+	}
+	if err := l.d.Resize(t.Context(), id, task.Terminal{Rows: 7, Cols: 8}); err != nil || l.hydra.runs[id].size.Cols != 8 {
+		t.Errorf("size %+v, %v", l.hydra.runs[id].size, err)
+	}
+	if err := l.d.Stdin(t.Context(), id, strings.NewReader("two")); err != nil {
+		t.Fatal(err)
+	}
+	if r := l.hydra.runs[id]; r.stdin.String() != "one two" || !r.eof {
+		t.Errorf("got %q, eof %v", r.stdin.String(), r.eof)
+	}
+	l.hydra.finish(id, task.Finished{State: task.Succeeded})
+	l.end(id)
+	if _, _, err := l.d.Now(t.Context(), id); !errors.Is(err, ErrOver) {
+		t.Errorf("over: %v", err)
+	}
+}

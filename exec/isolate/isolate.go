@@ -86,6 +86,7 @@ type Job struct {
 	Trees   []string          // further folders that it may read, such as those that tell of its devices
 	Proxy   bool              // it gets a listener at [launch.ProxyAddr], in a sandbox
 	Private bool              // further variables come when it starts; see [launch.File]
+	TTY     bool              // its standard input is a terminal
 	Limits  inside.Limits
 }
 

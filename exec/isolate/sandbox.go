@@ -24,7 +24,7 @@ const (
 // empty environment, and nothing of what the submitter wrote but through a
 // descriptor that it does not read.
 func (m *Machine) sandbox(j Job) (launch.Command, error) {
-	in := inside.Plan{Command: j.Command, Env: j.environ(inside.Work, inside.Temp), Dir: inside.Work, Limits: j.Limits, Landlock: m.Landlock > 0, Devices: j.Devices}
+	in := inside.Plan{Command: j.Command, Env: j.environ(inside.Work, inside.Temp), Dir: inside.Work, Limits: j.Limits, Landlock: m.Landlock > 0, Terminal: j.TTY, Devices: j.Devices}
 	var door []launch.File // the first: bubblewrap's own come behind
 	if j.Proxy {
 		door = []launch.File{{Door: true}}

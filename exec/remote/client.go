@@ -76,6 +76,12 @@ func (c *Client) Stdin(ctx context.Context, run string, offset int64, in io.Read
 	return c.simple(ctx, k, http.MethodPost, path, in)
 }
 
+// Resize implements [Runner].
+func (c *Client) Resize(ctx context.Context, run string, size task.Terminal) error {
+	path := fmt.Sprintf("%s?rows=%d&cols=%d", runPath(run, "/size"), size.Rows, size.Cols)
+	return c.simple(ctx, &call{patience: c.silence}, http.MethodPost, path, nil)
+}
+
 // Cancel implements [Runner].
 func (c *Client) Cancel(ctx context.Context, run string, force bool) error {
 	path := runPath(run, "/cancel")

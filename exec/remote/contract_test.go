@@ -270,6 +270,19 @@ func testRunner(t *testing.T, connect func(*testing.T, *fake) Runner) {
 		}
 	})
 
+	t.Run("size", func(t *testing.T) {
+		f := newFake()
+		f.happen(run1)
+		r := connect(t, f)
+		want := task.Terminal{Rows: 0, Cols: math.MaxUint16}
+		if err := r.Resize(t.Context(), run1, want); err != nil || f.runs[run1].size != want {
+			t.Errorf("got %+v, %v", f.runs[run1].size, err)
+		}
+		if err := r.Resize(t.Context(), "r-bbbbbbbbbbbbbbbb", want); !errors.Is(err, task.ErrNoRun) {
+			t.Errorf("no run: %v", err)
+		}
+	})
+
 	t.Run("renew", func(t *testing.T) {
 		f := newFake()
 		f.happen(run1)

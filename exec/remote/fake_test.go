@@ -33,6 +33,7 @@ type fakeRun struct {
 	stdin    bytes.Buffer
 	eof      bool
 	cancels  []bool
+	size     task.Terminal
 	went     bool
 	settled  []*wire.Entry
 	finished bool
@@ -188,6 +189,16 @@ func (f *fake) Renew(_ context.Context, run string, attempt int, seen uint64) (u
 		return 0, lease.ErrLapsed
 	}
 	return seen + 1, nil
+}
+
+func (f *fake) Resize(_ context.Context, run string, size task.Terminal) error {
+	err := task.ErrNoRun
+	f.update(func() {
+		if r := f.runs[run]; r != nil {
+			r.size, err = size, nil
+		}
+	})
+	return err
 }
 
 func (f *fake) Cancel(_ context.Context, run string, force bool) error {

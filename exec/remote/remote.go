@@ -8,6 +8,7 @@
 //	GET  /v1/runs/{id}/events?after=n   the stream from there on
 //	POST /v1/runs/{id}/reserve          a bid: keeps what the run needs until the order comes
 //	POST /v1/runs/{id}/stdin?offset=n   standard input as the body; its end is the end of input
+//	POST /v1/runs/{id}/size?rows=n&cols=m   the size of its terminal
 //	POST /v1/runs/{id}/cancel?force=1   ends the run; force gives it no time
 //	POST /v1/runs/{id}/go               a rank of a gang may start: all are there
 //	POST /v1/runs/{id}/renew?attempt=n&seen=m   the submitter is there; see [lease.Holder.Renew]
@@ -57,6 +58,8 @@ type Runner interface {
 	Follow(ctx context.Context, run string, after uint64, yield func(*task.Event) error) error
 	// Stdin gives the run its standard input from a byte offset on.
 	Stdin(ctx context.Context, run string, offset int64, in io.Reader) error
+	// Resize tells the run the size of its terminal.
+	Resize(ctx context.Context, run string, size task.Terminal) error
 	Cancel(ctx context.Context, run string, force bool) error
 	// Go lets a rank start, as all of its gang are there.
 	Go(ctx context.Context, run string) error

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -48,6 +49,7 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("POST /v1/runs/{id}/reserve", s.reserve)
 	mux.HandleFunc("GET /v1/runs/{id}/events", s.own(s.follow))
 	mux.HandleFunc("POST /v1/runs/{id}/stdin", s.own(s.stdin))
+	mux.HandleFunc("POST /v1/runs/{id}/size", s.own(s.size))
 	mux.HandleFunc("POST /v1/runs/{id}/cancel", s.own(s.cancel))
 	mux.HandleFunc("POST /v1/runs/{id}/go", s.own(s.release))
 	mux.HandleFunc("POST /v1/runs/{id}/renew", s.own(s.renew))
@@ -125,6 +127,19 @@ func (s *Server) stdin(w http.ResponseWriter, r *http.Request, run string) {
 		return
 	}
 	if err := s.Runner.Stdin(r.Context(), run, offset, r.Body); err != nil {
+		fail(w, err)
+	}
+}
+
+func (s *Server) size(w http.ResponseWriter, r *http.Request, run string) {
+	q := r.URL.Query()
+	rows, err1 := strconv.ParseUint(q.Get("rows"), 10, 16)
+	cols, err2 := strconv.ParseUint(q.Get("cols"), 10, 16)
+	if err := errors.Join(err1, err2); err != nil {
+		badRequest(w, fmt.Errorf("size of a terminal: %w", err))
+		return
+	}
+	if err := s.Runner.Resize(r.Context(), run, task.Terminal{Rows: uint16(rows), Cols: uint16(cols)}); err != nil {
 		fail(w, err)
 	}
 }

@@ -86,6 +86,9 @@ func (x *live) order(fin *task.Finished) (*supervise.Order, error) {
 		Network: x.spec.Network, Narrow: x.grant.Network, Fill: []string{x.work(), x.temp()},
 		Grace: x.r.cfg.Grace, Came: int64(fin.Usage.InBytes),
 	}
+	if t := x.spec.TTY; t != nil {
+		o.TTY = &supervise.Size{Rows: t.Rows, Cols: t.Cols}
+	}
 	if x.lease != nil {
 		o.Lease, o.LeaseUp = x.spec.LeaseLength(), lapsed(&x.spec).told()
 	}

@@ -18,28 +18,58 @@ import (
 //
 // What a program no longer reads is dropped.
 func (r *Runner) Stdin(ctx context.Context, run string, offset int64, in io.Reader) error {
-	x, err := r.going(ctx, run)
-	if errors.Is(err, task.ErrNoRun) {
-		_, err := r.journal(ctx, run)
-		return err // nil: the run has ended
-	}
-	if err != nil {
+	x, err := r.begun(ctx, run)
+	if x == nil {
 		return err
 	}
 	if !x.spec.Stdin {
 		return fmt.Errorf("standard input of %s: the run takes none", run)
 	}
-	select {
-	case <-x.begun:
-	case <-x.over:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 	if err := upload(ctx, x.dir, offset, in); err != nil {
 		return fmt.Errorf("standard input of %s: %w", run, err)
 	}
 	return nil
+}
+
+// Resize tells a run the size of its terminal. It is no error that it has ended.
+func (r *Runner) Resize(ctx context.Context, run string, size task.Terminal) error {
+	x, err := r.begun(ctx, run)
+	if x == nil {
+		return err
+	}
+	if x.spec.TTY == nil {
+		return fmt.Errorf("size of the terminal of %s: the run has none", run)
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.watch == nil {
+		return nil
+	}
+	if err := x.watch.Resize(supervise.Size(size)); err != nil {
+		x.r.cfg.Log.Debug("a supervisor whose run gets a size is gone", "run", x.id, "err", err)
+	}
+	return nil
+}
+
+// begun waits until the program of a run was started, and returns the run, or
+// nil where it has ended.
+func (r *Runner) begun(ctx context.Context, run string) (*live, error) {
+	x, err := r.going(ctx, run)
+	if errors.Is(err, task.ErrNoRun) {
+		_, err := r.journal(ctx, run)
+		return nil, err // nil: the run has ended
+	}
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-x.begun:
+		return x, nil
+	case <-x.over:
+		return nil, nil //nolint:nilnil // it has ended
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 // upload passes in to the supervisor of the run in a folder.

@@ -106,7 +106,7 @@ func (x *live) walls() (launch.Command, cgroup.Limits, error) {
 			return launch.Command{}, cgroup.Limits{}, err
 		}
 	}
-	j := isolate.Job{Level: x.level, Command: x.command(), Env: env, Work: x.work(), Temp: x.temp(), Limits: own, Proxy: proxy, Private: x.spec.Exposed()}
+	j := isolate.Job{Level: x.level, Command: x.command(), Env: env, Work: x.work(), Temp: x.temp(), Limits: own, Proxy: proxy, Private: x.spec.Exposed(), TTY: x.spec.TTY != nil}
 	if j.Level != isolate.Process {
 		var err error
 		if j.Devices, j.Trees, err = isolate.Devices("/", x.grant.Devices); err != nil {

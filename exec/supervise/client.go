@@ -228,6 +228,12 @@ func (w *Watch) Hold(still bool) error {
 	return err
 }
 
+// Resize tells the program the size of its terminal.
+func (w *Watch) Resize(size Size) error {
+	_, err := fmt.Fprintf(w.conn, "size %d %d\n", size.Rows, size.Cols)
+	return err
+}
+
 // Close stops following. The run goes on.
 func (w *Watch) Close() error { return w.conn.Close() }
 

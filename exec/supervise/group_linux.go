@@ -38,7 +38,8 @@ func start(o *Order, files []*os.File) (p *os.Process, g *group, err error) {
 	// programs: they are this thread's, and not for runs.
 	_ = unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
 	attr := &os.ProcAttr{Dir: o.Dir, Env: append([]string{}, o.Env...), Files: files} // a nil Env would be this process's own
-	attr.Sys = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+	terminal := o.TTY != nil && !o.Walled                                             // in a sandbox it makes it its own by itself
+	attr.Sys = &syscall.SysProcAttr{Setsid: true, Setctty: terminal, Pdeathsig: syscall.SIGKILL}
 	g = &group{cgroup: o.Group, walled: o.Walled}
 	start := func() error {
 		p, err = os.StartProcess(o.Program, o.Argv, attr)

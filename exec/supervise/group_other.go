@@ -20,7 +20,7 @@ func NewControl(groups *cgroup.Base, _ string) Control { return Control{groups} 
 func (Control) KillLeft([]string) error { return nil }
 
 func start(o *Order, files []*os.File) (*os.Process, *group, error) {
-	attr := &os.ProcAttr{Dir: o.Dir, Env: o.Env, Files: files, Sys: &syscall.SysProcAttr{Setsid: true}}
+	attr := &os.ProcAttr{Dir: o.Dir, Env: o.Env, Files: files, Sys: &syscall.SysProcAttr{Setsid: true, Setctty: o.TTY != nil}}
 	p, err := os.StartProcess(o.Program, o.Argv, attr)
 	if err != nil {
 		return nil, nil, err

@@ -102,7 +102,7 @@ func readStart(in *bufio.Reader) (dir string, private Private, err error) {
 // warm has in memory what an order needs, while there is time.
 func warm() {
 	var o Order
-	_ = json.Unmarshal([]byte(`{"Run":"","Argv":[""],"Stdin":false,"Time":0,"TimeUp":{}}`), &o)
+	_ = json.Unmarshal([]byte(`{"Run":"","Argv":[""],"Stdin":false,"TTY":{"Rows":1},"Time":0,"TimeUp":{}}`), &o)
 	_, _ = json.Marshal(&Exit{})
 	children()
 }

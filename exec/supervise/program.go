@@ -11,6 +11,9 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/creack/pty"
+	"golang.org/x/sys/unix"
+
 	"github.com/balanceai/balance/exec/cgroup"
 	"github.com/balanceai/balance/exec/isolate/launch"
 	"github.com/balanceai/balance/exec/lease"
@@ -25,11 +28,12 @@ const (
 // program is a program that runs.
 type program struct {
 	*group
-	began  time.Time
-	grace  time.Duration
-	killer *time.Timer // from SIGTERM to SIGKILL
-	out    *output
-	order  *Order
+	began    time.Time
+	grace    time.Duration
+	killer   *time.Timer // from SIGTERM to SIGKILL
+	out      *output
+	order    *Order
+	terminal *os.File // nil for pipes
 }
 
 // overran tells whether a run has failed for its limits. What the kernel did to
@@ -62,9 +66,26 @@ func (p *program) end(force bool, grace time.Duration) {
 		p.kill()
 	case p.killer == nil:
 		p.terminate()
+		if p.terminal != nil {
+			terminateAt(p.terminal, p.pid)
+		}
 		p.killer = time.AfterFunc(cmp.Or(grace, p.grace), p.kill)
 	}
 	_ = p.hold(false) // what stands still does not hear SIGTERM
+}
+
+// terminateAt asks those to end that are in the foreground of a terminal, which a
+// shell has put into a group of their own: known is the one that has been asked.
+func terminateAt(terminal *os.File, known int) {
+	raw, err := terminal.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		if pgrp, err := unix.IoctlGetInt(int(fd), unix.TIOCGPGRP); err == nil && pgrp > 1 && pgrp != known {
+			_ = syscall.Kill(-pgrp, syscall.SIGTERM)
+		}
+	})
 }
 
 // run starts the program and returns how it ended, when all that it started is
@@ -101,7 +122,7 @@ func (s *server) run() *Exit {
 		f.close()
 		return cannot(err)
 	}
-	p := &program{group: g, began: began, grace: o.Grace, out: out, order: o}
+	p := &program{group: g, began: began, grace: o.Grace, out: out, order: o, terminal: f.terminal}
 	if o.Time > 0 {
 		defer time.AfterFunc(o.Time, func() { s.end(o.TimeUp, false) }).Stop()
 	}
@@ -251,13 +272,17 @@ func (e *Exit) fill(state *os.ProcessState) {
 
 // files are those of a program.
 type files struct {
-	program [3]*os.File // its standard input, output and error
-	output  []*os.File  // read here
-	stdin   *stdin
+	program  [3]*os.File // its standard input, output and error
+	output   []*os.File  // read here
+	stdin    *stdin
+	terminal *os.File // this end of it
 }
 
 // open makes the files of a program.
 func open(o *Order) (f files, err error) {
+	if o.TTY != nil {
+		return openTerminal(o)
+	}
 	if !o.Stdin {
 		f.program[0], err = os.Open(os.DevNull)
 	} else {
@@ -270,6 +295,25 @@ func open(o *Order) (f files, err error) {
 		f.output = append(f.output, r)
 	}
 	return f, err
+}
+
+// openTerminal makes a terminal, all three files of the program.
+func openTerminal(o *Order) (f files, err error) {
+	ours, theirs, err := pty.Open()
+	if err != nil {
+		return f, err
+	}
+	f.program = [3]*os.File{theirs, theirs, theirs}
+	f.output, f.terminal = []*os.File{ours}, ours
+	if o.Stdin {
+		f.stdin = &stdin{write: ours, tty: true}
+	}
+	return f, o.TTY.set(ours)
+}
+
+// set gives a terminal its size.
+func (s *Size) set(terminal *os.File) error {
+	return pty.Setsize(terminal, &pty.Winsize{Rows: s.Rows, Cols: s.Cols})
 }
 
 // given closes what the program has now.

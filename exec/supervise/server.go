@@ -181,6 +181,11 @@ func (s *server) obey(in *bufio.Reader) {
 			}
 		case "hold":
 			s.hold(rest == "1")
+		case "size":
+			var size Size
+			if _, err := fmt.Sscan(rest, &size.Rows, &size.Cols); err == nil {
+				s.resize(size)
+			}
 		}
 	}
 }
@@ -205,6 +210,14 @@ func (s *server) hold(still bool) {
 	defer s.mu.Unlock()
 	if s.program != nil && s.ending == nil {
 		_ = s.program.hold(still) // what cannot be held goes on
+	}
+}
+
+func (s *server) resize(size Size) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.program != nil && s.program.terminal != nil {
+		_ = size.set(s.program.terminal) // one that has ended has none
 	}
 }
 

@@ -12,9 +12,10 @@ import (
 	"time"
 )
 
-// stdin is the way to a program's standard input.
+// stdin is the way to a program's standard input: a pipe, or its terminal.
 type stdin struct {
 	write *os.File
+	tty   bool
 
 	newest atomic.Int64 // number of the newest upload, the only one that may write
 
@@ -100,14 +101,17 @@ func (s *stdin) put(mine int64, b []byte) byte {
 	}
 }
 
-// end closes the program's standard input.
+// end closes the program's standard input. A terminal stays: its other direction
+// is the output.
 func (s *stdin) end(mine int64) byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.newest.Load() != mine {
 		return answerNewer
 	}
-	s.ended = true
-	s.write.Close()
+	if !s.tty {
+		s.ended = true
+		s.write.Close()
+	}
 	return answerEnded
 }

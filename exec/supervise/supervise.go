@@ -1,9 +1,10 @@
 // Package supervise holds a run while nobody else does.
 //
 // Each run has a supervisor, a small process that starts the program, owns its
-// pipes, keeps what it writes in a file, and writes down how it ended. It shares nothing with the node that started it but the run's folder,
-// so the node can be killed, replaced or started again at any moment. The next
-// one finds the run by its folder and goes on following it.
+// pipes or its terminal, keeps what it writes in a file, and writes down how it
+// ended. It shares nothing with the node that started it but the run's folder, so
+// the node can be killed, replaced or started again at any moment. The next one
+// finds the run by its folder and goes on following it.
 //
 // The folder of a run has in it, of the supervisor:
 //
@@ -28,8 +29,8 @@
 // On a connection the supervisor says "balance-supervisor 1" and then what
 // happens, a line each: "s <ms>" once the program was started at that time, "o"
 // when the log has grown, "x" when the exit is written. The node sends lines
-// "end <0 or 1> <End>", to end the run, at once with 1, and "hold <0 or 1>" to
-// have it stand still. A connection of which the first line is
+// "end <0 or 1> <End>", to end the run, at once with 1, "hold <0 or 1>" to have it
+// stand still, and "size <rows> <columns>" for its terminal. A connection of which the first line is
 // "stdin <offset>" takes standard input instead: see [Stdin]. One that begins with
 // "kept" is answered with what the supervisor was given to keep in memory: see
 // [Private]. A line that is not
@@ -75,6 +76,7 @@ type Order struct {
 	Env     []string      // all of it
 	Dir     string        // where it works
 	Stdin   bool          // it gets standard input; else there is none
+	TTY     *Size         // it gets a terminal; nil for pipes
 	Files   []launch.File // open in it besides its input and output
 	Walled  bool          // what is started holds a sandbox with the program in it
 	Group   *cgroup.Group // that it is in; nil for none
@@ -94,6 +96,9 @@ type Order struct {
 	Grace   time.Duration // from SIGTERM to SIGKILL
 	Came    int64         // bytes of inputs, for the account of whoever reads it
 }
+
+// Size is that of a terminal, in characters.
+type Size struct{ Rows, Cols uint16 }
 
 // End is why a run is made to end.
 type End struct {

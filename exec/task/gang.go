@@ -74,6 +74,8 @@ func (s *Spec) CheckGang() error {
 		return errors.New("a gang has no standard input")
 	case s.Serve != nil:
 		return errors.New("a gang serves nothing: leave serve away")
+	case s.TTY != nil:
+		return errors.New("a gang has no terminal")
 	case s.Retry == RetryOnLoss:
 		return errors.New("a gang is not started again when a machine is lost: leave retry away, or say never")
 	case s.Isolation == LevelSandbox:

@@ -75,6 +75,9 @@ type Spec struct {
 	// in no record.
 	Secrets []Secret `cbor:"22,keyasint,omitempty" json:"secrets,omitempty"`
 
+	TTY  *Terminal `cbor:"24,keyasint,omitempty" json:"tty,omitempty"`  // its standard input, output and error are a terminal; nil for pipes
+	Open bool      `cbor:"25,keyasint,omitempty" json:"open,omitempty"` // who breaks off sending standard input does not end it: the next one goes on
+
 	Retry  Retry         `cbor:"27,keyasint,omitempty" json:"retry,omitempty"`    // whether it is started again when its machine is lost
 	Lease  time.Duration `cbor:"28,keyasint,omitempty" json:"lease_ns,omitempty"` // how long its machine goes on without its submitter, where it may be started again; 0: [lease.Default]
 	Models []Model       `cbor:"32,keyasint,omitempty" json:"models,omitempty"`   // that it asks; the first is the one that it uses unless it says so
@@ -114,6 +117,12 @@ func (n Needs) Held() Needs {
 		n.GPUs = 1
 	}
 	return n
+}
+
+// Terminal is the size of a run's terminal, in characters.
+type Terminal struct {
+	Rows uint16 `cbor:"1,keyasint,omitempty" json:"rows"`
+	Cols uint16 `cbor:"2,keyasint,omitempty" json:"cols"`
 }
 
 // Limits bound a run. Zero means the machine's own limit.
@@ -162,6 +171,8 @@ func (s *Spec) Check() error {
 		return fmt.Errorf("%d GPUs", s.Needs.GPUs)
 	case s.Needs.Share < 0 || s.Needs.Share >= 1000:
 		return fmt.Errorf("%d thousandths of a GPU", s.Needs.Share)
+	case s.Open && !s.Stdin:
+		return errors.New("standard input that stays open, of a run that has none")
 	case s.Limits.Time < 0:
 		return fmt.Errorf("time limit %v", s.Limits.Time)
 	case s.Limits.PIDs < 0 || s.Limits.PIDs > 0 && s.Limits.PIDs < MinPIDs:

@@ -58,7 +58,7 @@ func fullSpec() Spec {
 		Limits:  Limits{Time: time.Hour, Output: MiB, Memory: GiB, CPU: Core, PIDs: 100, Disk: TiB},
 		Secrets: []Secret{{Name: "KEY", Expose: true}, {Name: "TOKEN", Host: "api.example.org", Header: "X-Key", Prefix: "Key ", Others: true}},
 		Prefer:  []string{"quiet"}, Isolation: LevelSandbox, Network: []string{"example.org"},
-		Retry: RetryOnLoss, Lease: time.Minute, Wait: time.Hour, Priority: -5,
+		TTY: &Terminal{Rows: 24, Cols: 80}, Open: true, Retry: RetryOnLoss, Lease: time.Minute, Wait: time.Hour, Priority: -5,
 		Models: []Model{{Name: "llm", Model: "llama3.2", EndpointVar: "AT", ModelVar: "WHICH"}},
 		Gang:   &Gang{Nodes: 2, Port: 29500},
 		Serve:  &Serve{Kind: ServeModel, Name: "llama3.2:3b", Health: "/health", Weights: [32]byte{4}, Idle: time.Hour, Port: 8000, Card: "/card", To: []string{"ben"}},

@@ -25,8 +25,9 @@ type Plan struct {
 	Limits   Limits   `json:"limits"`
 	Landlock bool     `json:"landlock,omitempty"` // the second wall of a sandbox
 	Devices  []string `json:"devices,omitempty"`
-	Door     int      `json:"door,omitempty"`    // descriptor of a [launch.File] that is one; 0 for none
-	Private  int      `json:"private,omitempty"` // descriptor of one with further variables; 0 for none
+	Terminal bool     `json:"terminal,omitempty"` // standard input is one, which is to be its own
+	Door     int      `json:"door,omitempty"`     // descriptor of a [launch.File] that is one; 0 for none
+	Private  int      `json:"private,omitempty"`  // descriptor of one with further variables; 0 for none
 }
 
 // Limits are those that each process of a run has for itself; 0 for none. They

@@ -69,6 +69,11 @@ func become(plan, report *os.File) error {
 		}
 		in.Env = append(in.Env, more...)
 	}
+	if in.Terminal {
+		if err := control(); err != nil {
+			return fmt.Errorf("its terminal: %w", err)
+		}
+	}
 	if in.Landlock {
 		if err := enclose(in.Devices); err != nil {
 			return fmt.Errorf("landlock: %w", err)
@@ -96,6 +101,16 @@ func variable(env []string, name string) string {
 		}
 	}
 	return ""
+}
+
+// control makes a session of which standard input is the terminal. That of the
+// program which builds the sandbox has none: a shell in here could not name its
+// processes.
+func control() error {
+	if _, err := syscall.Setsid(); err != nil {
+		return err
+	}
+	return unix.IoctlSetInt(0, unix.TIOCSCTTY, 0)
 }
 
 // set limits this process and those that it starts.
