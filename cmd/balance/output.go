@@ -16,7 +16,6 @@ import (
 
 // Exit codes. A run's own code passes through run, wait and logs -f.
 const (
-	exitOK          = 0
 	exitFailure     = 1
 	exitUsage       = 2
 	exitNotFound    = 3 // or ambiguous
