@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
@@ -19,6 +20,7 @@ import (
 	"github.com/balanceai/balance/exec/dispatch"
 	"github.com/balanceai/balance/exec/fleet"
 	"github.com/balanceai/balance/exec/place"
+	"github.com/balanceai/balance/exec/remote"
 	"github.com/balanceai/balance/exec/run"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh"
@@ -93,6 +95,7 @@ func (l *localAPI) routes() http.Handler {
 		"POST /v1/runs/{run}/stdin":          l.ofRun(l.stdin),
 		"POST /v1/runs/{run}/attach":         l.ofRun(l.attach),
 		"POST /v1/runs/{run}/size":           l.ofRun(l.size),
+		"GET /v1/runs/{run}/files":           l.ofRun(l.runFiles),
 		"POST /v1/runs/{run}/cancel":         l.ofRun(l.cancel),
 		"GET /v1/runs/{run}/why":             l.ofRun(l.why),
 		"GET /v1/files":                      l.filesList,
@@ -493,6 +496,25 @@ func (l *localAPI) size(w http.ResponseWriter, r *http.Request, id string) error
 	}
 	reply(w, runReply{id})
 	return nil
+}
+
+// runFiles gives files of a run to who submitted it, and to the owner of its
+// machine.
+func (l *localAPI) runFiles(w http.ResponseWriter, r *http.Request, id string) error {
+	status, err := l.db.Run(r.Context(), id)
+	if err != nil {
+		return err
+	}
+	out := &remote.Archive{W: w}
+	give := l.runner.Files
+	if status.Submitter == l.self {
+		give = l.submitted.Files
+	}
+	err = out.End(give(r.Context(), id, r.FormValue("path"), out))
+	if errors.Is(err, fs.ErrNotExist) {
+		return fail("not_found", "its machine keeps the work folder for some days", "the run %s has no file %s, or none any more", id, r.FormValue("path"))
+	}
+	return err
 }
 
 func (l *localAPI) cancel(w http.ResponseWriter, r *http.Request, id string) error {

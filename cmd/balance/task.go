@@ -20,7 +20,7 @@ import (
 // runCommands are about runs.
 func (a *app) runCommands() []*cobra.Command {
 	cmds := []*cobra.Command{
-		a.runCommand(), a.attachCommand(), a.psCommand(), a.logsCommand(), a.whyCommand(), a.cancelCommand(),
+		a.runCommand(), a.attachCommand(), a.cpCommand(), a.psCommand(), a.logsCommand(), a.whyCommand(), a.cancelCommand(),
 		a.waitCommand(), a.inspectCommand(), a.outputsCommand(), a.blobsCommand(),
 		a.modelsCommand(), a.serveCommand(), a.gatewayCommand(), a.agentsCommand(), a.agentCommand(),
 	}

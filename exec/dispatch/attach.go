@@ -3,6 +3,7 @@ package dispatch
 import (
 	"context"
 	"fmt"
+	"io"
 
 	"github.com/balanceai/balance/exec/task"
 )
@@ -26,6 +27,21 @@ func (d *Dispatcher) Resize(ctx context.Context, id string, size task.Terminal) 
 	node, _ := r.where()
 	if err := d.cfg.Executor(node).Resize(ctx, id, size); err != nil {
 		return fmt.Errorf("size of the terminal of run %s: %w", id, err)
+	}
+	return nil
+}
+
+// Files writes a file or folder of a run's work folder to w, as a tar archive.
+func (d *Dispatcher) Files(ctx context.Context, id, path string, w io.Writer) error {
+	st, err := d.status(ctx, id)
+	if err != nil {
+		return err
+	}
+	if st.NodeID.IsZero() {
+		return fmt.Errorf("run %s is on no machine", id)
+	}
+	if err := d.cfg.Executor(st.NodeID).Files(ctx, id, path, w); err != nil {
+		return fmt.Errorf("%s of run %s: %w", path, id, err)
 	}
 	return nil
 }

@@ -345,8 +345,9 @@ func (starter) Follow(context.Context, string, uint64, func(*task.Event) error) 
 	return task.ErrNoRun
 }
 
-func (starter) Stdin(context.Context, string, int64, io.Reader) error { return task.ErrNoRun }
-func (starter) Resize(context.Context, string, task.Terminal) error   { return task.ErrNoRun }
+func (starter) Stdin(context.Context, string, int64, io.Reader) error  { return task.ErrNoRun }
+func (starter) Files(context.Context, string, string, io.Writer) error { return task.ErrNoRun }
+func (starter) Resize(context.Context, string, task.Terminal) error    { return task.ErrNoRun }
 
 func (starter) Cancel(context.Context, string, bool) error { return nil }
 

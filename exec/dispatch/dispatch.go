@@ -62,6 +62,8 @@ type Executor interface {
 	Stdin(ctx context.Context, run string, offset int64, in io.Reader) error
 	// Resize tells the run the size of its terminal.
 	Resize(ctx context.Context, run string, size task.Terminal) error
+	// Files writes what is at a path of its work folder to w, as a tar archive.
+	Files(ctx context.Context, run, path string, w io.Writer) error
 	Cancel(ctx context.Context, run string, force bool) error
 	// Go lets a rank of a gang start.
 	Go(ctx context.Context, run string) error

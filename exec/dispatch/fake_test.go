@@ -368,6 +368,14 @@ func (m *machine) stream(ctx context.Context, run string, after uint64, yield fu
 	}
 }
 
+func (m *machine) Files(ctx context.Context, run, path string, w io.Writer) error {
+	if err := m.reach(ctx); err != nil {
+		return err
+	}
+	_, err := io.WriteString(w, run+":"+path)
+	return err
+}
+
 func (m *machine) Resize(ctx context.Context, run string, size task.Terminal) error {
 	if err := m.reach(ctx); err != nil {
 		return err

@@ -136,6 +136,10 @@ func TestStdinOpen(t *testing.T) {
 	}
 	l.hydra.finish(id, task.Finished{State: task.Succeeded})
 	l.end(id)
+	var files strings.Builder
+	if err := l.d.Files(t.Context(), id, "a/b", &files); err != nil || files.String() != id+":a/b" {
+		t.Errorf("files %q, %v", files.String(), err)
+	}
 	if _, _, err := l.d.Now(t.Context(), id); !errors.Is(err, ErrOver) {
 		t.Errorf("over: %v", err)
 	}

@@ -82,6 +82,19 @@ func (c *Client) Resize(ctx context.Context, run string, size task.Terminal) err
 	return c.simple(ctx, &call{patience: c.silence}, http.MethodPost, path, nil)
 }
 
+// Files implements [Runner].
+func (c *Client) Files(ctx context.Context, run, path string, w io.Writer) error {
+	k := &call{patience: c.silence}
+	defer k.end()
+	resp, err := c.do(ctx, k, http.MethodGet, runPath(run, "/files")+"?path="+url.QueryEscape(path), nil, nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(w, &blobReader{call: k, body: resp.Body, failed: func(err error) error { return k.failed(ctx, err) }})
+	return err
+}
+
 // Cancel implements [Runner].
 func (c *Client) Cancel(ctx context.Context, run string, force bool) error {
 	path := runPath(run, "/cancel")

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"math"
 	"net"
 	"net/http"
@@ -279,6 +280,25 @@ func testRunner(t *testing.T, connect func(*testing.T, *fake) Runner) {
 			t.Errorf("got %+v, %v", f.runs[run1].size, err)
 		}
 		if err := r.Resize(t.Context(), "r-bbbbbbbbbbbbbbbb", want); !errors.Is(err, task.ErrNoRun) {
+			t.Errorf("no run: %v", err)
+		}
+	})
+
+	t.Run("files", func(t *testing.T) {
+		f := newFake()
+		f.happen(run1)
+		r := connect(t, f)
+		var got bytes.Buffer
+		if err := r.Files(t.Context(), run1, "a b/c&d", &got); err != nil || got.String() != "archive of a b/c&d" {
+			t.Errorf("%q, %v", got.String(), err)
+		}
+		if err := r.Files(t.Context(), run1, "none", io.Discard); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("none: %v", err)
+		}
+		if err := r.Files(t.Context(), run1, "half", io.Discard); err == nil {
+			t.Error("half passed for all")
+		}
+		if err := r.Files(t.Context(), "r-bbbbbbbbbbbbbbbb", "x", io.Discard); !errors.Is(err, task.ErrNoRun) {
 			t.Errorf("no run: %v", err)
 		}
 	})

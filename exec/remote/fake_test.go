@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"slices"
 	"sync"
 	"testing"
@@ -198,6 +199,23 @@ func (f *fake) Resize(_ context.Context, run string, size task.Terminal) error {
 			r.size, err = size, nil
 		}
 	})
+	return err
+}
+
+func (f *fake) Files(_ context.Context, run, path string, w io.Writer) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.runs[run] == nil {
+		return task.ErrNoRun
+	}
+	switch path {
+	case "none":
+		return fs.ErrNotExist
+	case "half":
+		_, err := w.Write(make([]byte, 100_000))
+		return errors.Join(err, errors.New("it became shorter"))
+	}
+	_, err := io.WriteString(w, "archive of "+path)
 	return err
 }
 

@@ -9,6 +9,7 @@
 //	POST /v1/runs/{id}/reserve          a bid: keeps what the run needs until the order comes
 //	POST /v1/runs/{id}/stdin?offset=n   standard input as the body; its end is the end of input
 //	POST /v1/runs/{id}/size?rows=n&cols=m   the size of its terminal
+//	GET  /v1/runs/{id}/files?path=p     a file or folder of its work folder, as a tar archive
 //	POST /v1/runs/{id}/cancel?force=1   ends the run; force gives it no time
 //	POST /v1/runs/{id}/go               a rank of a gang may start: all are there
 //	POST /v1/runs/{id}/renew?attempt=n&seen=m   the submitter is there; see [lease.Holder.Renew]
@@ -60,6 +61,8 @@ type Runner interface {
 	Stdin(ctx context.Context, run string, offset int64, in io.Reader) error
 	// Resize tells the run the size of its terminal.
 	Resize(ctx context.Context, run string, size task.Terminal) error
+	// Files writes what is at a path of its work folder to w, as a tar archive.
+	Files(ctx context.Context, run, path string, w io.Writer) error
 	Cancel(ctx context.Context, run string, force bool) error
 	// Go lets a rank start, as all of its gang are there.
 	Go(ctx context.Context, run string) error

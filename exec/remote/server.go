@@ -50,6 +50,7 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("GET /v1/runs/{id}/events", s.own(s.follow))
 	mux.HandleFunc("POST /v1/runs/{id}/stdin", s.own(s.stdin))
 	mux.HandleFunc("POST /v1/runs/{id}/size", s.own(s.size))
+	mux.HandleFunc("GET /v1/runs/{id}/files", s.own(s.files))
 	mux.HandleFunc("POST /v1/runs/{id}/cancel", s.own(s.cancel))
 	mux.HandleFunc("POST /v1/runs/{id}/go", s.own(s.release))
 	mux.HandleFunc("POST /v1/runs/{id}/renew", s.own(s.renew))
@@ -142,6 +143,36 @@ func (s *Server) size(w http.ResponseWriter, r *http.Request, run string) {
 	if err := s.Runner.Resize(r.Context(), run, task.Terminal{Rows: uint16(rows), Cols: uint16(cols)}); err != nil {
 		fail(w, err)
 	}
+}
+
+func (s *Server) files(w http.ResponseWriter, r *http.Request, run string) {
+	out := &Archive{W: &patientWriter{ResponseWriter: w, rc: http.NewResponseController(w)}}
+	if err := out.End(s.Runner.Files(r.Context(), run, r.URL.Query().Get("path"), out)); err != nil {
+		fail(w, err)
+	}
+}
+
+// Archive is an answer that is written as it comes.
+type Archive struct {
+	W     http.ResponseWriter
+	begun bool
+}
+
+func (a *Archive) Write(b []byte) (int, error) {
+	if !a.begun {
+		a.begun = true
+		a.W.Header().Set("Content-Type", "application/x-tar")
+	}
+	return a.W.Write(b)
+}
+
+// End returns the error that is still to be answered. One that came too late for
+// that breaks the answer off, so that nobody takes it for all.
+func (a *Archive) End(err error) error {
+	if err != nil && a.begun {
+		panic(http.ErrAbortHandler)
+	}
+	return err
 }
 
 func (s *Server) cancel(w http.ResponseWriter, r *http.Request, run string) {
