@@ -55,8 +55,8 @@ bench-place: ## placement on the public traces in TRACES=DIR (docs/placement.md 
 	@echo; echo "One decision. Goal: 2 ms among 10,000 machines (2000000 ns)."
 	@$(GO) test -run '^$$' -bench Decide ./exec/place | grep Benchmark
 
-bench-mesh: ## the mesh beside stock WireGuard, in network namespaces of its own (Linux, root)
-	$(GO) run ./mesh/bench
+bench-mesh: ## the mesh beside stock WireGuard and, with NEBULA=PATH, nebula; network namespaces of its own (Linux, root)
+	$(GO) run ./mesh/bench -nebula "$(NEBULA)"
 
 bench-reach: ## how soon packets pass to nodes that were started or have moved, or whose relay has died (root)
 	@echo "Goals: start p95 150 ms; after the answer of a public node (after-pub) 30 ms; from the first answer to a direct path 100 ms;"

@@ -33,10 +33,20 @@ type network interface {
 	connect(names []string) error
 	listen() (net.Listener, error)
 	dial(ctx context.Context) (net.Conn, error) // to the other end
+	// process is the program beside this one that carries the network; 0: none.
+	process() int
+	close()
+}
+
+// tools are what is beside the project.
+type tools struct {
+	nebula string // the program; empty: it is not measured
+	folder string // for what they write
 }
 
 // serveEnd is an end of a network, until standard input ends.
-func serveEnd(name string, place int, profiles string) error {
+func serveEnd(name string, place int, profiles string, t tools) error {
+	systems := systemsWith(t)
 	i := slices.IndexFunc(systems, func(s system) bool { return s.name == name })
 	if i < 0 {
 		return fmt.Errorf("no network %q", name)
@@ -45,6 +55,7 @@ func serveEnd(name string, place int, profiles string) error {
 	if err != nil {
 		return err
 	}
+	defer n.close()
 	in := bufio.NewScanner(os.Stdin)
 	fmt.Println(n.name())
 	if !in.Scan() {
@@ -67,7 +78,7 @@ func serveEnd(name string, place int, profiles string) error {
 		}
 		defer stop()
 	}
-	fmt.Println("up")
+	fmt.Println(n.process())
 	for in.Scan() {
 		if err := obey(n, in.Text()); err != nil {
 			return err

@@ -37,6 +37,7 @@ var (
 type lab struct {
 	holders  [places]*held
 	profiles string
+	tools    tools
 	ends     []*end
 }
 
@@ -63,8 +64,11 @@ func (h *held) close() {
 	_ = h.cmd.Wait() // how it ends is of no interest
 }
 
-func newLab(profiles string) (*lab, error) {
-	l := &lab{profiles: profiles}
+func newLab(profiles string, t tools) (l *lab, err error) {
+	l = &lab{profiles: profiles, tools: t}
+	if l.tools.folder, err = os.MkdirTemp("", "bench"); err != nil {
+		return nil, err
+	}
 	for i := range l.holders {
 		// It says so when it is in its namespace.
 		h, err := hold("unshare", "--net", "sh", "-c", "echo; exec cat")
@@ -139,6 +143,7 @@ func (l *lab) close() {
 	for _, h := range l.holders {
 		h.close()
 	}
+	_ = os.RemoveAll(l.tools.folder) // in the folder for what is temporary
 }
 
 // group is all ends of one network, by place.
@@ -151,7 +156,8 @@ type group struct {
 // and answers with a line.
 type end struct {
 	*held
-	out *bufio.Scanner
+	out    *bufio.Scanner
+	daemon int // process that carries the network; 0: it is the end itself
 }
 
 // start starts a network and connects its ends: each says who it is, and is
@@ -168,7 +174,7 @@ func (l *lab) start(s system) (*group, error) {
 	g := &group{system: s, ends: make([]*end, n)}
 	names := make([]string, n)
 	for i := range g.ends {
-		h, err := hold("nsenter", append(l.inside(i), self, "-end", s.name, "-profiles", l.profiles, strconv.Itoa(i))...)
+		h, err := hold("nsenter", append(l.inside(i), self, "-end", s.name, "-profiles", l.profiles, "-nebula", l.tools.nebula, "-folder", l.tools.folder, strconv.Itoa(i))...)
 		if err != nil {
 			return nil, err
 		}
@@ -189,8 +195,12 @@ func (l *lab) start(s system) (*group, error) {
 		if _, err := fmt.Fprintln(e.in, strings.Join(names, " ")); err != nil {
 			return nil, err
 		}
-		if _, err := e.line(); err != nil { // it is up
+		up, err := e.line()
+		if err != nil {
 			return nil, err
+		}
+		if e.daemon, err = strconv.Atoi(up); err != nil {
+			return nil, fmt.Errorf("an end says %q", up)
 		}
 	}
 	return g, nil

@@ -5,12 +5,15 @@
 //
 //	go run ./mesh/bench
 //
+// With -nebula PATH it measures nebula too; nebula-cert is in the same folder.
+//
 // Each end is a process of its own, this program, that hosts the network
 // measured and the program that uses it. In every round each network is
 // measured once, in turn, so that what else the machine does meets all alike.
 package main
 
 import (
+	"cmp"
 	"errors"
 	"flag"
 	"fmt"
@@ -30,17 +33,20 @@ func main() {
 	quiet := flag.Duration("quiet", time.Minute, "time from the last load to the measurement of memory")
 	only := flag.String("only", "", "networks to measure, separated by commas (default all)")
 	profiles := flag.String("profiles", "", "folder for processor profiles of the ends during the loads")
+	nebula := flag.String("nebula", "", "program of nebula to measure as well, with nebula-cert beside it")
+	folder := flag.String("folder", "", "internal: for what programs beside this one write")
 	end := flag.String("end", "", "internal: be an end of this network")
 	flag.Parse()
+	t := tools{*nebula, *folder}
 	err := errors.New("needs root, for network namespaces")
 	switch {
 	case *end != "":
 		var place int
 		if place, err = strconv.Atoi(flag.Arg(0)); err == nil {
-			err = serveEnd(*end, place, *profiles)
+			err = serveEnd(*end, place, *profiles, t)
 		}
 	case os.Getuid() == 0:
-		err = bench(*only, *rounds, *trips, *load, *quiet, *profiles)
+		err = bench(*only, *rounds, *trips, *load, *quiet, *profiles, t)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -54,17 +60,17 @@ type figures struct {
 	costOne, costFour []float64 // CPU-seconds per GB, of server and client together
 	relay             []float64 // CPU-seconds per GB, of the relay with one stream
 	trip              []float64 // ms, median TCP round trip of 64 bytes
-	idle, after       float64   // MiB, RSS of the largest end
+	idle, after       float64   // MiB, RSS of the process at the largest end that carries the network
 }
 
-func bench(only string, rounds, trips int, load, quiet time.Duration, profiles string) (err error) {
-	l, err := newLab(profiles)
+func bench(only string, rounds, trips int, load, quiet time.Duration, profiles string, t tools) (err error) {
+	l, err := newLab(profiles, t)
 	if err != nil {
 		return err
 	}
 	defer l.close()
 	var groups []*group
-	for _, s := range systems {
+	for _, s := range systemsWith(t) {
 		if only != "" && !slices.Contains(strings.Split(only, ","), s.name) {
 			continue
 		}
@@ -100,7 +106,7 @@ func bench(only string, rounds, trips int, load, quiet time.Duration, profiles s
 func print(groups []*group, all []figures, rounds int, quiet time.Duration) error {
 	machine, _ := os.ReadFile("/proc/loadavg")
 	fmt.Printf("Both ends share this machine. TCP through each network, medians of %d rounds [least–most]; CPU-s/GB and RSS are\n"+
-		"of the ends with the programs that send and receive; RSS after load is %v later. Load when it ended: %.4s\n\n", rounds, quiet, machine)
+		"of the ends with the programs that send and receive (RSS: of nebula alone); RSS after load is %v later. Load when it ended: %.4s\n\n", rounds, quiet, machine)
 	w := tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', 0)
 	row := func(cells ...string) { // all rows have as many cells, so that they stand below each other
 		fmt.Fprintln(w, strings.Join(append(cells, make([]string, len(columns)-len(cells))...), "\t"))
@@ -113,9 +119,12 @@ func print(groups []*group, all []figures, rounds int, quiet time.Duration) erro
 		if len(f.relay) > 0 {
 			row("  its relay", "", middle(f.relay, 1))
 		}
-		if j := slices.IndexFunc(groups, func(g2 *group) bool { return g2.system.name == g.system.against }); j >= 0 {
+		for j, other := range groups {
+			if !slices.Contains(g.system.against, other.system.name) {
+				continue
+			}
 			than := &all[j]
-			row("  of "+g.system.against, shares(f.one, than.one), shares(f.costOne, than.costOne), shares(f.four, than.four), shares(f.costFour, than.costFour))
+			row("  of "+other.system.name, shares(f.one, than.one), shares(f.costOne, than.costOne), shares(f.four, than.four), shares(f.costFour, than.costFour))
 		}
 		if g.system.goals != nil {
 			row(append([]string{"  goal"}, g.system.goals...)...)
@@ -186,6 +195,10 @@ func (g *group) processor() (total [places]time.Duration, err error) {
 		if err != nil || len(threads) == 0 {
 			return total, fmt.Errorf("processor time cannot be read: %w", err)
 		}
+		if e.daemon != 0 {
+			more, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", e.daemon)) // the pattern is right
+			threads = append(threads, more...)
+		}
 		for _, t := range threads {
 			b, err := os.ReadFile(t)
 			if err != nil {
@@ -201,10 +214,11 @@ func (g *group) processor() (total [places]time.Duration, err error) {
 	return total, nil
 }
 
-// memory is the RSS of the largest end in MiB.
+// memory is the RSS in MiB of the process that carries the network, at the
+// largest end.
 func (g *group) memory() (largest float64, err error) {
 	for _, e := range g.ends {
-		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", e.pid()))
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", cmp.Or(e.daemon, e.pid())))
 		if err != nil {
 			return 0, err
 		}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os/exec"
+	"slices"
 	"strings"
 
 	"golang.zx2c4.com/wireguard/conn"
@@ -23,24 +24,39 @@ import (
 type system struct {
 	name    string
 	goals   []string // cells of the table, from the second on
-	against string   // another one, with which it is compared round by round
+	against []string // others, with which it is compared round by round
 	relayed bool     // it has an end at the relay too
 	open    func(place int) (network, error)
 }
 
 // Names of networks that others are compared with.
 const (
-	stockTUN  = "wireguard-go-tun"
-	userspace = "balance-userspace"
+	stockTUN     = "wireguard-go-tun"
+	userspace    = "balance-userspace"
+	nebulaChaCha = "nebula-chacha"
 )
+
+// systemsWith returns what is measured, in turn.
+func systemsWith(t tools) []system {
+	list := slices.Clone(systems)
+	if t.nebula == "" {
+		return list
+	}
+	open := func(cipher string, net byte, udp uint16) func(int) (network, error) {
+		return func(place int) (network, error) { return openNebula(place, t, cipher, net, udp) }
+	}
+	return append(list,
+		system{name: "nebula-aes", against: []string{stockTUN}, open: open("aes", 1, 4241)},
+		system{name: nebulaChaCha, against: []string{stockTUN}, open: open("chachapoly", 2, 4242)})
+}
 
 var systems = []system{
 	{name: "veth", open: func(place int) (network, error) { return host{underlay, place}, nil }},
 	{name: stockTUN, open: openStockTUN},
-	{name: "balance-tun", goals: []string{"≥ 1 of " + stockTUN}, against: stockTUN, open: openBalanceTUN},
+	{name: "balance-tun", goals: []string{"≥ 1 of " + stockTUN}, against: []string{stockTUN, nebulaChaCha}, open: openBalanceTUN},
 	{name: "wireguard-go-netstack", open: openStockNetstack},
 	{name: userspace, goals: []string{"≥ 2400", "≤ 6.5", "", "", "≤ 0.360", "≤ 45", "≤ 80"}, open: openBalance},
-	{name: "balance-relayed", goals: []string{"≥ 0.9 of " + userspace}, against: userspace, relayed: true, open: openRelayed},
+	{name: "balance-relayed", goals: []string{"≥ 0.9 of " + userspace}, against: []string{userspace}, relayed: true, open: openRelayed},
 	{name: "balance-relayed-tcp", goals: []string{"≥ 300"}, relayed: true, open: openRelayedTCP},
 }
 
@@ -55,6 +71,8 @@ type host struct {
 
 func (h host) name() string                 { return "-" }
 func (h host) connect(names []string) error { return nil }
+func (h host) process() int                 { return 0 }
+func (h host) close()                       {}
 
 func (h host) listen() (net.Listener, error) {
 	return net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(h.addrs[h.self], port)))
@@ -195,6 +213,9 @@ func (b *balance) connect(names []string) error {
 	b.node.SetPeers([]mesh.Peer{peer})
 	return nil
 }
+
+func (b *balance) process() int { return 0 }
+func (b *balance) close()       { _ = b.node.Close() }
 
 func (b *balance) listen() (net.Listener, error) { return b.node.Listen(port) }
 
