@@ -312,6 +312,19 @@ func awaitAll(t testing.TB, h home, want int) {
 	t.Fatalf("%s does not see %d machines within 30 s: %+v", h, want, rows)
 }
 
+// awaitOffer waits until a node has said what its own machine offers.
+func awaitOffer(t *testing.T, h home) {
+	t.Helper()
+	var rows []nodeRow
+	for range 600 {
+		if newClient(h).get(context.Background(), "/v1/nodes", &rows) == nil && len(rows) > 0 && rows[0].Offers {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Fatalf("%s does not offer anything within 30 s: %+v", h, rows)
+}
+
 // need skips a test that this machine cannot run, unless it is one that has to.
 func need(t *testing.T, ok bool, what string) {
 	t.Helper()

@@ -17,6 +17,7 @@ func TestQuickStartsBeforeTheRest(t *testing.T) {
 		t.Fatalf("init: %v\n%s", err, out)
 	}
 	startIn(t, exec.Command("balance", "--home", string(h), "up", "--listen", "127.0.0.1:0", "--no-multicast"), h)
+	awaitOffer(t, h)
 	trace := func(args ...string) string {
 		t.Helper()
 		cmd := exec.Command("balance", append([]string{"--home", string(h)}, args...)...)
