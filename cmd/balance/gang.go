@@ -214,8 +214,8 @@ func (f *follower) writeRanks(ctx context.Context, dir string) error {
 }
 
 func (f *follower) streamOf(stream string) io.Writer {
-	if stream == task.Stderr {
-		return f.print.err
+	if f.term != nil && f.term.taken.Load() { // which is the run's own
+		return f.print.out
 	}
-	return f.print.out
+	return f.print.ofRun(stream)
 }

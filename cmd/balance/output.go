@@ -105,6 +105,7 @@ type printer struct {
 	errTTY   bool
 	color    bool // on stderr and stdout, for people
 	quiet    bool
+	tame     [2]*tamed // of both, for what runs write
 }
 
 func newPrinter(out, err io.Writer, env func(string) string) *printer {

@@ -225,10 +225,7 @@ func (l *logPrinter) rankEnded(e task.Event) error {
 
 // output prints the lines of an event that are not skipped.
 func (l *logPrinter) output(e task.Event) error {
-	w := l.app.print.out
-	if e.Stream == task.Stderr {
-		w = l.app.print.err
-	}
+	w := l.app.print.ofRun(e.Stream)
 	out := e.Output()
 	if e.Rank != nil {
 		out = l.ranks.lines(*e.Rank, e.Stream, out)
