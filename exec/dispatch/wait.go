@@ -61,12 +61,14 @@ func (r *run) await(ctx context.Context) error {
 	b := r.newBidding()
 	defer b.withdraw()
 	for r.placed.Wait {
-		ranking, _ := r.rank()
-		if r.cancelled() || !r.mayWait(ranking) {
-			return r.insist(ctx, "place", r.placeAgain)
-		}
-		if r.d.line.bids(r) {
+		over := r.cancelled() || !r.d.cfg.Now().Before(r.deadline())
+		if !over && r.d.line.bids(r) { // the others need no verdicts yet: they ask for the same
+			ranking, _ := r.rank()
+			over = !r.mayWait(ranking)
 			b.bid(ctx, ranking)
+		}
+		if over {
+			return r.insist(ctx, "place", r.placeAgain)
 		}
 		if err := b.listen(ctx); err != nil {
 			return err

@@ -127,11 +127,15 @@ func (ix *Index) set(n *fleet.Node) (models bool) {
 // Taken returns how many runs machines have taken while the index knew them.
 func (ix *Index) Taken() uint64 { return ix.taken }
 
+// mostTaken bounds what one report of a machine adds: nobody makes others believe
+// that the mesh is in a hurry by counting high.
+const mostTaken = 32
+
 func taken(before, now *fleet.Live) uint64 {
 	if before == nil || now == nil || now.Taken < before.Taken { // its node was started again
 		return 0
 	}
-	return uint64(now.Taken - before.Taken)
+	return uint64(min(now.Taken-before.Taken, mostTaken))
 }
 
 func hasGPUs(o *fleet.Offer) bool { return o != nil && len(o.GPUs) > 0 }

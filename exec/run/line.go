@@ -19,6 +19,7 @@ import (
 const (
 	keepFor    = 5 * time.Second // until the order is there
 	lookPeriod = time.Second
+	probed     = time.Second // what is let go sooner was a question, and costs nothing
 	maxWaiting = 1024
 	maxEach    = 64 // of one member
 )
@@ -199,6 +200,9 @@ func (r *Runner) quit(b *bidder) {
 	kept := r.line.kept[b.Run] == b
 	r.line.forget(b)
 	if kept {
+		if now := r.cfg.Now(); now.Sub(b.use.Since) >= probed { // or who never comes for it would keep it from others for nothing
+			r.line.usage.Add(r.counts(b.use), now)
+		}
 		r.serve()
 		r.changed()
 	}

@@ -263,6 +263,21 @@ func (l *lab) charge(from identity.ID) {
 	l.line.usage.Add(l.counts(Use{From: from, Since: now}), now)
 }
 
+// What somebody has kept for nothing counts as had, so that it is the others' turn.
+func TestLineIdle(t *testing.T) {
+	l := newLab(t)
+	l.Runner.cfg.Weigh = func(from identity.ID, _ task.Needs) Weight { return Weight{Owner: from.String(), Share: 1} }
+	l.cores(task.Core)
+	b := l.bids()
+	other := nodeKey.ID()
+	b.add("idle", task.Bid{Spec: sized(task.Core)})
+	b.add("again", task.Bid{Spec: sized(task.Core), Wait: true, Waited: time.Hour})
+	b.add("other", task.Bid{From: other, Spec: sized(task.Core), Wait: true})
+	time.Sleep(probed)
+	b.leave("idle")
+	b.wait("idle", "other")
+}
+
 // A run that needs much has its turn, however many others come that need less.
 func TestLineWide(t *testing.T) {
 	l := newLab(t)
