@@ -5,6 +5,8 @@ GOTOOL    := $(GO) tool -modfile=.tools/go.mod
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS   := -s -w -X main.version=$(VERSION)
 FUZZTIME  ?= 20s
+# Most tests of the program wait for nodes more than they work: four at a time.
+WAITING   := -parallel 4 -timeout 20m
 # The bindings of NVIDIA's library mention functions that it has deprecated.
 export CGO_CFLAGS := -O2 -g -Wno-deprecated-declarations
 
@@ -17,10 +19,10 @@ demo: build ## three nodes on this machine, one run from end to end
 	./balance demo
 
 test: ## all tests that need no root and no other program
-	$(GO) test -timeout 20m ./...
+	$(GO) test $(WAITING) ./...
 
 race: ## the same under the race detector
-	$(GO) test -race -timeout 20m ./...
+	$(GO) test -race $(WAITING) ./...
 
 check: ## format, vet, lint, layers, other systems, tidy modules
 	@fmt=$$($(GOTOOL) gofumpt -l cmd mesh discovery exec proxy store tui examples); test -z "$$fmt" || { echo "gofumpt would change: $$fmt"; exit 1; }
@@ -33,7 +35,7 @@ check: ## format, vet, lint, layers, other systems, tidy modules
 	@for f in $$(git ls-files '*.sh' .ci/run); do bash -n "$$f" || exit 1; done
 
 e2e: build ## the real program, several nodes at a time, in network namespaces too (root)
-	BALANCE_REQUIRE=1 BALANCE_LAB=1 $(GO) test -count=1 -timeout 20m ./cmd/balance ./discovery ./mesh/... ./exec/cgroup ./exec/isolate ./exec/run
+	BALANCE_REQUIRE=1 BALANCE_LAB=1 $(GO) test -count=1 $(WAITING) ./cmd/balance ./discovery ./mesh/... ./exec/cgroup ./exec/isolate ./exec/run
 	BALANCE_CHAOS=100 $(GO) test -count=1 -timeout 10m -run TestChaos ./exec/run
 
 chaos: ## 1,000 kills of nodes, supervisors and programs in mid-run (Linux)

@@ -265,11 +265,11 @@ func (r *run) bear(ctx context.Context, t *trouble, err error) error {
 	case r.contact:
 		r.d.cfg.Log.Warn("asking again", "run", r.id, "node", r.placed.Name, "err", err)
 	}
-	delay := min(t.delay, max(r.d.cfg.LostAfter-quiet, r.d.times.retryMin))
-	if r.lost {
-		delay = r.d.times.lost
+	delay, most := min(t.delay, max(r.d.cfg.LostAfter-quiet, r.d.times.retryMin)), r.d.times.retryMax
+	if r.lost { // one that was only started again is found soon
+		delay, most = t.delay, r.d.times.lost
 	}
-	t.delay = min(2*t.delay, r.d.times.retryMax)
+	t.delay = min(2*t.delay, most)
 	delay = r.leased.bound(delay, r.d.times.retryMax)
 	r.wait(ctx, delay)
 	return nil

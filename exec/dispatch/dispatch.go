@@ -112,7 +112,7 @@ type times struct {
 	connect  time.Duration // for a machine that was never sent the order
 	retryMin time.Duration // before the second request of a kind, then doubled
 	retryMax time.Duration
-	lost     time.Duration // between requests to a machine that is out of reach
+	lost     time.Duration // at most between requests to a machine that is out of reach
 	gang     time.Duration // before a gang is tried again, then doubled
 	probe    time.Duration // for the answers of machines that are asked before one is chosen
 	look     time.Duration // between looks of a run that waits at which machines could take it
