@@ -172,6 +172,12 @@ func TestRelayForStrangers(t *testing.T) {
 	m.Stop(0)
 	m.Stop(1)
 	before := m.Nodes[2].Relayed()
+	for still := 0; still < 10; still++ { // what they have sent is still coming in
+		time.Sleep(10 * time.Millisecond)
+		if now := m.Nodes[2].Relayed(); now != before {
+			before, still = now, 0
+		}
+	}
 	s := stranger(t)
 	mu.Lock()
 	defer mu.Unlock()

@@ -159,18 +159,17 @@ func (x *live) leave() {
 // not come to an end of its own.
 func (x *live) execute(ctx context.Context) (task.Finished, error) {
 	fin := task.Finished{Attempt: x.attempt, State: task.Failed, ExitCode: unseen}
-	if o, err := supervise.ReadOrder(x.dir); err == nil { // an earlier life has brought them
-		fin.Usage.InBytes = task.Bytes(o.Came)
-	} else if fin.Usage.InBytes, err = x.bring(ctx); err != nil {
+	var err error
+	if fin.Usage.InBytes, err = x.bring(ctx); err != nil {
 		return fin, fmt.Errorf("inputs: %w", err)
 	}
-	if err := x.await(ctx); err != nil {
+	if err = x.await(ctx); err != nil {
 		return fin, err
 	}
-	if err := x.gather(ctx); err != nil {
+	if err = x.gather(ctx); err != nil {
 		return fin, err
 	}
-	err := x.process(ctx, &fin)
+	err = x.process(ctx, &fin)
 	return fin, err
 }
 

@@ -188,8 +188,8 @@ type step int
 
 const (
 	conclude step = iota // write its end
-	adopt                // a supervisor has it, or had it
-	begin                // nobody has it, and it is not too late
+	adopt                // a supervisor has it, or had it, or is to get what is ordered
+	begin                // nothing is ordered, and it is not too late
 )
 
 // next finds out how to go on.
@@ -201,6 +201,9 @@ func (x *live) next(p *past, whole bool) step {
 		return conclude
 	}
 	if age := x.r.cfg.Now().Sub(p.promised); age >= 0 && age < patience && !x.claimed() {
+		if _, err := supervise.ReadOrder(x.dir); err == nil {
+			return adopt
+		}
 		return begin
 	}
 	if mine, err := supervise.Fence(x.dir); err == nil && mine {
@@ -227,19 +230,15 @@ func (x *live) goOn(life context.Context, then step, p *past) {
 		x.r.keeper.fill()
 	case adopt:
 		fin := task.Finished{Attempt: x.attempt, State: task.Failed, ExitCode: unseen}
-		x.close(fin, x.adopt(&fin))
+		x.close(fin, x.adopt(life, &fin))
 	default:
 		x.conclude(p.finished)
 		close(x.over)
 	}
 }
 
-// again empties the folder of a run that was not started, for its inputs. Once
-// there is an order they are there, and a supervisor may be about to start.
+// again empties the folder of a run that was not started, for its inputs.
 func (x *live) again() {
-	if _, err := supervise.ReadOrder(x.dir); err == nil {
-		return
-	}
 	for _, dir := range []string{x.work(), x.temp()} {
 		err := os.RemoveAll(dir)
 		if err == nil {
@@ -252,7 +251,7 @@ func (x *live) again() {
 }
 
 // adopt follows a run that has a supervisor, or had one.
-func (x *live) adopt(fin *task.Finished) error {
+func (x *live) adopt(life context.Context, fin *task.Finished) error {
 	o, err := supervise.ReadOrder(x.dir)
 	if errors.Is(err, os.ErrNotExist) { // an earlier life has fenced it off
 		return &end{state: task.Failed, reason: nodeStopped, lost: true}
@@ -267,6 +266,9 @@ func (x *live) adopt(fin *task.Finished) error {
 		return x.follow(nil, fin)
 	}
 	w, err := x.attach()
+	if errors.Is(err, supervise.ErrNone) {
+		w, err = x.second(life)
+	}
 	switch {
 	case err == nil:
 		closed := x.openAgain()
@@ -277,6 +279,19 @@ func (x *live) adopt(fin *task.Finished) error {
 		return err
 	}
 	return x.follow(w, fin)
+}
+
+// second gives the order of an earlier life to a supervisor. One of that life may
+// be about to claim it: it is the order of both, and one of them does it.
+func (x *live) second(life context.Context) (*supervise.Watch, error) {
+	w, err := x.launch(life)
+	if err == nil {
+		return w, nil
+	}
+	if mine, ferr := supervise.Fence(x.dir); mine || ferr != nil {
+		return nil, errors.Join(err, ferr)
+	}
+	return x.attach()
 }
 
 // conclude ends a run of an earlier life that cannot go on. fin is its end in
