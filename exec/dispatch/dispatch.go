@@ -32,6 +32,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -115,6 +116,7 @@ type times struct {
 	lost     time.Duration // at most between requests to a machine that is out of reach
 	gang     time.Duration // before a gang is tried again, then doubled
 	probe    time.Duration // for the answers of machines that are asked before one is chosen
+	offer    time.Duration // for what a machine offers that has just come up
 	look     time.Duration // between looks of a run that waits at which machines could take it
 }
 
@@ -166,7 +168,7 @@ func New(cfg Config) (*Dispatcher, error) {
 		cfg:   cfg,
 		spare: journals,
 		line:  line{kinds: map[string][]*run{}},
-		times: times{connect: 2 * time.Second, retryMin: 100 * time.Millisecond, retryMax: 5 * time.Second, lost: time.Minute, gang: time.Second, probe: time.Second, look: 2 * time.Second},
+		times: times{connect: 2 * time.Second, retryMin: 100 * time.Millisecond, retryMax: 5 * time.Second, lost: time.Minute, gang: time.Second, probe: time.Second, offer: 2 * time.Second, look: 2 * time.Second},
 		runs:  map[string]*run{},
 		index: place.NewIndex(place.NewWorkload(nil)),
 	}, nil
@@ -257,11 +259,32 @@ func (d *Dispatcher) SubmitWith(ctx context.Context, spec task.Spec, secrets tas
 	if err := secrets.Check(&spec); err != nil {
 		return "", err
 	}
+	d.hear(ctx, &spec)
 	id := task.NewID()
 	if err := d.submitAs(ctx, id, spec, secrets); err != nil {
 		return "", err
 	}
 	return id, nil
+}
+
+// hear waits a moment where no machine fits, and one that has just come up has not
+// said yet what it offers: that is on its way.
+func (d *Dispatcher) hear(ctx context.Context, spec *task.Spec) {
+	for end := time.Now().Add(d.times.offer); spec.Wait == 0 && ctx.Err() == nil && time.Now().Before(end); sleep(ctx, 20*time.Millisecond) {
+		if !slices.ContainsFunc(d.cfg.View(), func(n fleet.Node) bool { return n.Offer == nil && n.State == fleet.Up }) {
+			return
+		}
+		ranking, _ := d.rank(spec, maxVerdicts, nil)
+		if len(ranking.Best()) > 0 || !slices.ContainsFunc(ranking, unsaid) {
+			return
+		}
+	}
+}
+
+// unsaid reports whether nothing is against a machine but that it has not said
+// what it offers.
+func unsaid(v task.Verdict) bool {
+	return len(v.Reasons) == 1 && v.Reasons[0].Rule == place.RuleOffer
 }
 
 // submitAs submits a run under an id.

@@ -3,9 +3,11 @@ package dispatch
 import (
 	"math"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/balanceai/balance/exec/fleet"
 	"github.com/balanceai/balance/exec/task"
 )
 
@@ -120,5 +122,28 @@ func TestPace(t *testing.T) {
 	}
 	if p.rate > 0.1 {
 		t.Errorf("%.2f a second when nothing happens", p.rate)
+	}
+}
+
+// Who submits the moment that a machine comes up gets it.
+func TestOfferOnItsWay(t *testing.T) {
+	var said atomic.Bool
+	l := newLab(t, func(c *Config) {
+		all := c.View
+		c.View = func() []fleet.Node {
+			nodes := all()
+			if !said.Load() {
+				for i := range nodes {
+					nodes[i].Offer = nil
+				}
+			}
+			return nodes
+		}
+	})
+	l.d.times.offer = 10 * time.Second
+	time.AfterFunc(50*time.Millisecond, func() { said.Store(true) })
+	events := l.end(l.submit(bare()))
+	if last := events[len(events)-1]; last.State != task.Succeeded {
+		t.Errorf("%s: %s", last.State, last.Message)
 	}
 }

@@ -48,10 +48,14 @@ func (sc *scale) check(spec *task.Spec, from policy.Asker, node *fleet.Node, own
 	return f
 }
 
+// RuleOffer is the rule of the reason against a machine that has not said what it
+// offers.
+const RuleOffer = "offer"
+
 // open looks at how the machine stands, if it has said what it offers.
 func (f *fit) open() bool {
 	if f.offer == nil {
-		f.later("offer", 0, 0, "has not said yet what it offers")
+		f.later(RuleOffer, 0, 0, "has not said yet what it offers")
 		return false
 	}
 	if f.stand == nil {
