@@ -14,13 +14,13 @@ import (
 
 // runsVersion is raised when [task.Fold] or the table runs changes meaning: the
 // next Open then folds all runs anew.
-const runsVersion = 3
+const runsVersion = 4
 
 // RunFilter selects runs. Its zero value selects all.
 type RunFilter struct {
 	Limit  int  // of the newest; 0 is no limit
 	Active bool // those that are not final
-	Own    bool // those that this node submitted
+	Own    bool // those that were submitted on this node
 }
 
 // Runs returns runs, those submitted last first.
@@ -253,7 +253,7 @@ func (s *Store) fold(t *tx, run string) error {
 	return t.exec(`
 		INSERT INTO runs (id, submitted, own, final, status) VALUES (?, ?, ?, ?, ?)
 		ON CONFLICT (id) DO UPDATE SET submitted = excluded.submitted, own = excluded.own, final = excluded.final, status = excluded.status`,
-		run, st.Submitted.UnixMilli(), st.Submitter == s.self, st.State.Final(), string(text))
+		run, st.Submitted.UnixMilli(), st.Submitter == s.self || st.For == s.self, st.State.Final(), string(text))
 }
 
 // refold makes the projection anew where an older version of the program made

@@ -56,6 +56,7 @@ type nodeRow struct {
 	Self    bool        `json:"self"`
 	Offers  bool        `json:"offers"`
 	Duty    string      `json:"duty,omitempty"` // draining or paused
+	Always  bool        `json:"always_on,omitempty"`
 	GPUs    []string    `json:"gpus"`
 	Runs    int         `json:"runs"`
 }
@@ -69,7 +70,7 @@ func nodeRows(nodes []fleet.Node) []nodeRow {
 			r.RTTMS = &ms
 		}
 		if n.Offer != nil {
-			r.Offers, r.Duty = n.Offer.Terms.Offers, n.Offer.Terms.Duty
+			r.Offers, r.Duty, r.Always = n.Offer.Terms.Offers, n.Offer.Terms.Duty, n.Offer.AlwaysOn
 			for _, g := range n.Offer.GPUs {
 				r.GPUs = append(r.GPUs, g.Model)
 			}
@@ -132,7 +133,9 @@ type inviteReply struct {
 
 // runReply is the answer of POST /v1/runs without following.
 type runReply struct {
-	Run string `json:"run"`
+	Run       string `json:"run"`
+	Custodian string `json:"custodian,omitempty"` // the node that sees it through; empty: this one
+	Note      string `json:"note,omitempty"`      // why that is not the one that was meant to
 }
 
 // attachReply is the answer of POST /v1/runs/{run}/attach.
@@ -148,6 +151,7 @@ type attachReply struct {
 type inspectReply struct {
 	task.Status
 
+	Custody string        `json:"custody,omitempty"` // who has it in custody, and for whom
 	Spec    *task.Spec    `json:"spec,omitempty"`
 	Entries []ledgerEntry `json:"entries"`
 }

@@ -226,8 +226,9 @@ func takeOffers(view *fleet.View, entries []*wire.Entry) {
 
 // onCommit is told of every entry that the ledger stores. Writers wait for it,
 // so it only passes on.
-func onCommit(changed chan<- []*wire.Entry, r *replica.Replica) func([]*wire.Entry) {
+func onCommit(changed chan<- []*wire.Entry, r *replica.Replica, c *custody) func([]*wire.Entry) {
 	return func(fresh []*wire.Entry) {
+		c.committed(fresh)
 		var all, own []*wire.Entry
 		for _, e := range fresh {
 			if e.Topic != wire.TopicMesh {

@@ -11,8 +11,9 @@ import (
 // host is a node of a [cluster].
 type host struct {
 	name, owner string
-	rules       string // its policy.yaml; empty for none
-	client      bool   // it offers nothing
+	rules       string   // its policy.yaml; empty for none
+	client      bool     // it offers nothing
+	args        []string // of up
 }
 
 // cluster is a mesh of nodes on this host, which see each other.
@@ -55,7 +56,8 @@ func newCluster(t testing.TB, hosts ...host) *cluster {
 
 func (c *cluster) up(i int) {
 	c.t.Helper()
-	startIn(c.t, exec.Command("balance", "--home", string(c.homes[i]), "up", "--listen", "127.0.0.1:0", "--no-multicast"), c.homes[i])
+	args := append([]string{"--home", string(c.homes[i]), "up", "--listen", "127.0.0.1:0", "--no-multicast"}, c.hosts[i].args...)
+	startIn(c.t, exec.Command("balance", args...), c.homes[i])
 }
 
 // balance runs a command on a node, and returns what it writes.

@@ -40,6 +40,7 @@ type facts struct {
 	probe     *fleet.Probe
 	sampler   *fleet.Sampler
 	holds     []string                // limits that hold for all of a run together
+	alwaysOn  bool                    // see [fleet.Offer]
 	machine   *isolate.Machine        // what it can put between itself and a run
 	reachable func() []netip.AddrPort // TCP addresses at which this machine relays; nil: none
 
@@ -127,6 +128,7 @@ func (f *facts) complete() {
 	f.offer.Isolation = f.machine.Level()
 	f.offer.Holds = f.holds
 	f.offer.Streams = f.streams
+	f.offer.AlwaysOn = f.alwaysOn
 	f.offer.Program = version
 	f.offer.Services = f.services
 	f.offer.Agents = f.agents

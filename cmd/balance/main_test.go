@@ -315,14 +315,25 @@ func awaitAll(t testing.TB, h home, want int) {
 // awaitOffer waits until a node has said what its own machine offers.
 func awaitOffer(t *testing.T, h home) {
 	t.Helper()
+	awaitNode(t, h, "", func(r nodeRow) bool { return r.Self && r.Offers })
+}
+
+// awaitNode waits until a node sees one, by its name or any, of which something
+// holds.
+func awaitNode(t testing.TB, h home, name string, holds func(nodeRow) bool) {
+	t.Helper()
 	var rows []nodeRow
 	for range 600 {
-		if newClient(h).get(context.Background(), "/v1/nodes", &rows) == nil && len(rows) > 0 && rows[0].Offers {
-			return
+		if newClient(h).get(context.Background(), "/v1/nodes", &rows) == nil {
+			for _, r := range rows {
+				if (name == "" || r.Name == name) && holds(r) {
+					return
+				}
+			}
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	t.Fatalf("%s does not offer anything within 30 s: %+v", h, rows)
+	t.Fatalf("%s does not see within 30 s what it should of %q: %+v", h, name, rows)
 }
 
 // need skips a test that this machine cannot run, unless it is one that has to.

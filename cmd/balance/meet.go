@@ -121,6 +121,7 @@ type meeting struct {
 	view      *fleet.View
 	alive     *member.List
 	replica   *replica.Replica
+	custody   *custody
 	submitted *dispatch.Dispatcher
 	log       *slog.Logger
 
@@ -190,6 +191,7 @@ func (m *meeting) member(n memberNews) {
 	case member.Up:
 		m.replica.Met(n.id)
 		m.submitted.NodeUp(n.id)
+		m.custody.met(n.id)
 	case member.Down:
 		m.submitted.NodeDown(n.id)
 	}

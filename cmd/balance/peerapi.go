@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/balanceai/balance/exec/blob"
+	"github.com/balanceai/balance/exec/dispatch"
 	"github.com/balanceai/balance/exec/fleet"
 	"github.com/balanceai/balance/exec/gateway"
 	"github.com/balanceai/balance/exec/remote"
@@ -65,6 +66,8 @@ type peerAPI struct {
 	replica   *replica.Replica
 	installed *installed
 	gateway   *models
+	submitted *dispatch.Dispatcher
+	custody   *custody
 	log       *slog.Logger
 
 	grants blobGrants
@@ -79,15 +82,18 @@ func (p *peerAPI) caller(r *http.Request) (identity.ID, bool) {
 	return p.node.Who(ap.Addr())
 }
 
-// serve answers who calls at a listener until ctx ends.
-func (p *peerAPI) serve(ctx context.Context, group *errgroup.Group, ln net.Listener) {
+// serve answers who calls at a listener until ctx ends. Some may ask what the local
+// API answers.
+func (p *peerAPI) serve(ctx context.Context, group *errgroup.Group, ln net.Listener, local http.Handler) {
 	tasks := &remote.Server{
 		Self: p.self, Runner: p.runner, Caller: p.caller, Allowed: p.allowed,
 		Submitted: func(ctx context.Context, run string, by identity.ID) bool {
 			from, err := p.runner.Submitter(ctx, run)
 			return err == nil && from == by
 		},
-		Blob: func(h wire.Hash) (io.ReadSeekCloser, error) { return p.blobs.Open(h) },
+		Custody: p.submitted, Gave: p.custody.gave,
+		MayGive: func(id identity.ID) bool { return p.who.now().Members[id].Owner == p.who.me().Owner },
+		Blob:    func(h wire.Hash) (io.ReadSeekCloser, error) { return p.blobs.Open(h) },
 		Carried: func(peer identity.ID, n int64, in time.Duration) {
 			p.view.Carried(peer, task.Bytes(n), in)
 		},
@@ -96,6 +102,8 @@ func (p *peerAPI) serve(ctx context.Context, group *errgroup.Group, ln net.Liste
 	mux.Handle("/v1/runs/", tasks.Handler())
 	mux.HandleFunc("POST /v1/runs/{id}/rank", p.rank)
 	mux.Handle("/v1/blobs/", tasks.Handler())
+	mux.Handle(remote.CustodyPath, tasks.Handler())
+	mux.HandleFunc(remote.CustodyPath+"{run}/{part}", p.custody.of(p.caller, local))
 	mux.Handle("/v1/ledger/", p.replica.Handler())
 	mux.HandleFunc("GET /v1/samples", p.samples)
 	mux.HandleFunc("GET /v1/files", p.files)
@@ -176,10 +184,11 @@ func newReplica(p *peerAPI, peers *http.Client, view *fleet.View) *replica.Repli
 }
 
 // gate says who may read and write a topic: every member that of the mesh. The
-// entries of a run travel with its events, between its two parties alone.
+// entries of a run travel with its events, between its two parties, and here between
+// its custodian and who gave it to that one.
 func (p *peerAPI) gate(peer identity.ID, topic string) bool {
 	_, ok := p.who.now().Members[peer]
-	return ok && topic == wire.TopicMesh
+	return ok && (topic == wire.TopicMesh || task.ValidID(topic) && p.custody.shares(peer, topic))
 }
 
 func (p *peerAPI) admit(ctx context.Context, _ identity.ID, _ string, entries []*wire.Entry) ([]*wire.Entry, error) {
@@ -228,27 +237,56 @@ func (p *peerAPI) learn(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, r := range runs {
-		if r.Submitter == p.self && !r.NodeID.IsZero() && !g.done[r.ID+r.NodeID.String()] {
-			spec, err := p.spec(ctx, r.ID)
-			if err != nil {
-				return err
-			}
-			for _, in := range spec.Inputs {
-				if err := p.grant(r.NodeID, in.Tree); err != nil {
-					return err
-				}
-			}
-			g.done[r.ID+r.NodeID.String()] = true
-		}
-		if r.NodeID == p.self && !r.Outputs.IsZero() && !g.done[r.ID] {
-			if err := p.grant(r.Submitter, r.Outputs); err != nil {
-				return err
-			}
-			g.done[r.ID] = true
+	for i := range runs {
+		if err := p.learnRun(ctx, &runs[i]); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// learnRun looks at what a run lets others have: its inputs its machine, or the
+// node that takes it into custody, and its outputs who submitted it, and who gave it
+// into custody.
+func (p *peerAPI) learnRun(ctx context.Context, r *task.Status) error {
+	once := func(to identity.ID, what string, trees func() ([]wire.Hash, error)) error {
+		key := r.ID + to.String() + what
+		if p.grants.done[key] {
+			return nil
+		}
+		list, err := trees()
+		for _, tree := range list {
+			err = errors.Join(err, p.grant(to, tree))
+		}
+		p.grants.done[key] = err == nil
+		return err
+	}
+	inputs := func() (out []wire.Hash, err error) {
+		spec, err := p.spec(ctx, r.ID)
+		if err != nil {
+			return nil, err
+		}
+		for _, in := range spec.Inputs {
+			out = append(out, in.Tree)
+		}
+		return out, nil
+	}
+	outputs := func() ([]wire.Hash, error) { return []wire.Hash{r.Outputs}, nil }
+	var err error
+	switch {
+	case r.Submitter != p.self:
+	case r.OnItsWay():
+		err = once(r.Custodian, "in", inputs)
+	case !r.NodeID.IsZero():
+		err = once(r.NodeID, "in", inputs)
+	}
+	if r.NodeID == p.self && !r.Outputs.IsZero() {
+		err = errors.Join(err, once(r.Submitter, "out", outputs))
+	}
+	if r.Submitter == p.self && r.InCustody() && r.Receipt && !r.Outputs.IsZero() { // before that they are not here
+		err = errors.Join(err, once(r.For, "out", outputs))
+	}
+	return err
 }
 
 // grant lets a peer have a tree and all that is in it. One that was pruned is
@@ -286,10 +324,15 @@ func specOf(entries []*wire.Entry) (*task.Spec, error) {
 	for _, e := range entries {
 		if e.Kind == task.KindSubmit {
 			var s task.Submit
-			if err := wire.Unmarshal(e.Payload, &s); err != nil {
-				return nil, err
-			}
-			return &s.Spec, nil
+			err := wire.Unmarshal(e.Payload, &s)
+			return &s.Spec, err
+		}
+	}
+	for _, e := range entries {
+		if e.Kind == task.KindHand { // it is on its way
+			var h task.Hand
+			err := wire.Unmarshal(e.Payload, &h)
+			return &h.Spec, err
 		}
 	}
 	return nil, store.ErrNotFound

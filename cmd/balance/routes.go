@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -55,6 +56,7 @@ type localAPI struct {
 	files     *files
 	installed *installed
 	served    *served
+	custody   *custody
 	gateway   *userGateway
 	log       *slog.Logger
 
@@ -91,13 +93,13 @@ func (l *localAPI) routes() http.Handler {
 		"POST " + quick.Path:                 l.quick,
 		"GET /v1/runs":                       l.runs,
 		"GET /v1/runs/{run}":                 l.ofRun(l.inspect),
-		"GET /v1/runs/{run}/events":          l.ofRun(l.events),
-		"POST /v1/runs/{run}/stdin":          l.ofRun(l.stdin),
-		"POST /v1/runs/{run}/attach":         l.ofRun(l.attach),
-		"POST /v1/runs/{run}/size":           l.ofRun(l.size),
-		"GET /v1/runs/{run}/files":           l.ofRun(l.runFiles),
-		"POST /v1/runs/{run}/cancel":         l.ofRun(l.cancel),
-		"GET /v1/runs/{run}/why":             l.ofRun(l.why),
+		"GET /v1/runs/{run}/events":          l.ofRun(l.atCustodian(l.events)),
+		"POST /v1/runs/{run}/stdin":          l.ofRun(l.atCustodian(l.stdin)),
+		"POST /v1/runs/{run}/attach":         l.ofRun(l.atCustodian(l.attach)),
+		"POST /v1/runs/{run}/size":           l.ofRun(l.atCustodian(l.size)),
+		"GET /v1/runs/{run}/files":           l.ofRun(l.atCustodian(l.runFiles)),
+		"POST /v1/runs/{run}/cancel":         l.ofRun(l.atCustodian(l.cancel)),
+		"GET /v1/runs/{run}/why":             l.ofRun(l.atCustodian(l.why)),
 		"GET /v1/files":                      l.filesList,
 		"POST /v1/files/get":                 l.filesGet,
 		"PUT /v1/files/budget":               l.filesBudget,
@@ -364,12 +366,25 @@ func (l *localAPI) submit(w http.ResponseWriter, r *http.Request) error {
 	if err := errors.Join(s.Check(), task.Secrets(s.Values).Check(&s.Spec)); err != nil {
 		return fail("usage", "", "%v", err)
 	}
+	if s.Detached {
+		to, err := l.custody.choose(s.Custodian)
+		if err != nil {
+			return err
+		}
+		if !to.IsZero() {
+			out, err := l.hand(r.Context(), &s, to)
+			if err == nil {
+				reply(w, out)
+			}
+			return err
+		}
+	}
 	id, err := l.submitted.SubmitWith(r.Context(), s.Spec, s.Values)
 	if err != nil {
 		return err
 	}
 	if r.FormValue("follow") == "" {
-		reply(w, runReply{id})
+		reply(w, runReply{Run: id})
 		return nil
 	}
 	w.Header().Set(quick.RunHeader, id)
@@ -428,6 +443,11 @@ func (l *localAPI) inspect(w http.ResponseWriter, r *http.Request, id string) er
 	if err != nil {
 		return err
 	}
+	if r.FormValue("outputs") != "" {
+		if err := l.custody.bringOutputs(r.Context(), &status); err != nil {
+			return fmt.Errorf("bring the outputs of %s from %s: %w", id, l.who.name(status.Custodian), err)
+		}
+	}
 	entries, err := l.db.Entries(r.Context(), id)
 	if err != nil {
 		return err
@@ -436,7 +456,14 @@ func (l *localAPI) inspect(w http.ResponseWriter, r *http.Request, id string) er
 	if err != nil {
 		return err
 	}
-	reply(w, inspectReply{Status: status, Spec: spec, Entries: l.describeEntries(entries)})
+	out := inspectReply{Status: status, Spec: spec, Entries: l.describeEntries(entries)}
+	if status.InCustody() {
+		out.Custody = fmt.Sprintf("%s, for %s", l.who.name(status.Custodian), l.who.name(status.For))
+		if status.OnItsWay() {
+			out.Custody += ", which has not taken it yet"
+		}
+	}
+	reply(w, out)
 	return nil
 }
 
@@ -469,7 +496,7 @@ func (l *localAPI) stdin(w http.ResponseWriter, r *http.Request, id string) erro
 	if err := l.submitted.Stdin(r.Context(), id, r.Body); err != nil {
 		return err
 	}
-	reply(w, runReply{id})
+	reply(w, runReply{Run: id})
 	return nil
 }
 
@@ -494,7 +521,7 @@ func (l *localAPI) size(w http.ResponseWriter, r *http.Request, id string) error
 	if err := l.submitted.Resize(r.Context(), id, size); err != nil {
 		return err
 	}
-	reply(w, runReply{id})
+	reply(w, runReply{Run: id})
 	return nil
 }
 
@@ -532,7 +559,7 @@ func (l *localAPI) cancel(w http.ResponseWriter, r *http.Request, id string) err
 	if err != nil && !errors.Is(err, dispatch.ErrOver) {
 		return err
 	}
-	reply(w, runReply{id})
+	reply(w, runReply{Run: id})
 	return nil
 }
 

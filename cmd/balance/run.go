@@ -50,6 +50,7 @@ type draft struct {
 	wait      time.Duration // for a machine at most; 0: as runs of its kind do
 	noWait    bool
 	priority  int
+	custodian string     // of a detached run; empty for one that is always on
 	gang      *task.Gang // one program on several machines; its Nodes are 0 for the manifest's
 
 	// Found by outline: where the values of all secrets are, which of them the
@@ -69,7 +70,7 @@ func (a *app) compile(ctx context.Context, d *draft) (submission, error) {
 	if spec.Inputs, err = a.pack(ctx, sources); err != nil {
 		return submission{}, err
 	}
-	return submission{Spec: spec}, spec.Check()
+	return submission{Spec: spec, Custodian: d.custodian}, spec.Check()
 }
 
 // outline makes the spec of a draft but for its inputs, which it returns.
@@ -258,6 +259,7 @@ func draftFlags(f *pflag.FlagSet, d *draft) {
 	f.Var(unit[time.Duration]{&d.wait, parseWait, "duration"}, "wait", "where no machine has room now, wait until one has, or for this long (default for --detach)")
 	f.Lookup("wait").NoOptDefVal = forever
 	f.BoolVar(&d.noWait, "no-wait", false, "where no machine has room now, end")
+	f.StringVar(&d.custodian, "custodian", "", "with --detach: the node of yours that sees the run through while this one sleeps, or none (default: one that is always on)")
 	f.IntVar(&d.priority, "priority", 0, "among your own runs that wait for machines of yours: from -100 to 100, the highest first")
 	f.Var(unit[time.Duration]{&d.limits.Time, task.ParseDuration, "duration"}, "time-limit", "end the run after this long")
 	f.Var(unit[task.Retry]{&d.retry, task.ParseRetry, "never|on-loss"}, "retry", "start the run again elsewhere when its machine is lost (default: never; for detached agents that are idempotent, on-loss)")
@@ -360,7 +362,12 @@ func (a *app) runCommand() *cobra.Command {
 				if err := a.client.call(cmd.Context(), http.MethodPost, "/v1/runs", spec, &r); err != nil {
 					return err
 				}
+				if r.Note != "" {
+					a.print.say("balance: %s", r.Note)
+				}
 				return a.print.answer(r, func(w io.Writer) error { _, err := fmt.Fprintln(w, r.Run); return err })
+			case spec.Custodian != "":
+				return fail("usage", "leave it running with --detach, or leave --custodian away", "--custodian: a run that somebody follows is this node's")
 			}
 			if quick.Rest.Unsure {
 				return fail("failure", "see whether it did with: balance ps", "the node hung up, or was left alone, before it said that it has taken the run")

@@ -22,6 +22,10 @@ type submission struct {
 	task.Spec
 
 	Values map[string]string `json:"secret_values,omitempty"`
+
+	// Custodian is the node that is to see a detached run through: a name, "none",
+	// or empty for one that is always on.
+	Custodian string `json:"custodian,omitempty"`
 }
 
 // keyringService is under which secrets are looked for in the system's keyring.

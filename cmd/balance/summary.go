@@ -68,8 +68,15 @@ var summaries = map[string]summarizer{
 		}
 		return fmt.Sprintf("%v cores, %v, %d GPUs; to its owner and %d others", r.CPU, r.Memory, len(r.GPUs), len(r.Terms.Others))
 	}),
-	task.KindSubmit: as(func(r task.Submit, _ func(identity.ID) string) string {
-		return title(task.Status{Agent: r.Spec.Agent, Command: r.Spec.Command})
+	task.KindHand: as(func(r task.Hand, name func(identity.ID) string) string {
+		return fmt.Sprintf("into the custody of %s: %s", name(r.To), title(task.Status{Agent: r.Spec.Agent, Command: r.Spec.Command}))
+	}),
+	task.KindSubmit: as(func(r task.Submit, name func(identity.ID) string) string {
+		text := title(task.Status{Agent: r.Spec.Agent, Command: r.Spec.Command})
+		if !r.For.IsZero() {
+			text = "for " + name(r.For) + ": " + text
+		}
+		return text
 	}),
 	task.KindPlace: as(func(r task.Place, _ func(identity.ID) string) string {
 		if len(r.Ranks) > 0 {

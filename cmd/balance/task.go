@@ -380,6 +380,9 @@ func printRun(w io.Writer, r *inspectReply) error {
 	if s := r.Spec; s != nil && s.LeaseLength() > 0 {
 		line("retry", "%s, with a lease of %s", s.Retry, task.FormatDuration(s.LeaseLength()))
 	}
+	if r.Custody != "" {
+		line("custody", "%s", r.Custody)
+	}
 	line("submitted", "%s", r.Submitted.Format(time.RFC3339))
 	if d := took(r.Status); d != "" {
 		line("took", "%s", d)
@@ -407,7 +410,7 @@ func (a *app) outputsCommand() *cobra.Command {
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var r inspectReply
-			if err := a.client.get(cmd.Context(), runPath(args[0], ""), &r); err != nil {
+			if err := a.client.get(cmd.Context(), runPath(args[0], "?outputs=1"), &r); err != nil {
 				return err
 			}
 			if r.Outputs.IsZero() {

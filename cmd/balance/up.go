@@ -50,6 +50,7 @@ type upConfig struct {
 	open      []uint16         // the host's ports that members reach
 	stun      []string         // servers, host:port, that are asked where the node is seen from
 	mapPort   bool             // the router is asked to forward the UDP port
+	alwaysOn  bool             // it sees detached runs of its owner's other nodes through
 }
 
 // upFlags are the flags of up as they were written.
@@ -57,6 +58,7 @@ type upFlags struct {
 	listen, dns, proxy, relayTCP string
 	advertise, stun              []string
 	noMulticast, noMapping, tun  bool
+	alwaysOn                     bool
 	open                         []uint
 }
 
@@ -93,6 +95,7 @@ func (a *app) upCommand() *cobra.Command {
 	f.StringVar(&flags.proxy, "proxy", "", "serve the SOCKS5 and HTTP proxy on this loopback address and port too, like 127.0.0.1:1080")
 	f.BoolVar(&flags.tun, "tun", false, "let every program of this host use the mesh, through a network interface (needs root or CAP_NET_ADMIN)")
 	f.UintSliceVar(&flags.open, "tun-open", nil, "ports of this host that members reach through that interface, like 22,8080")
+	f.BoolVar(&flags.alwaysOn, "always-on", false, "this machine does not sleep: it sees detached runs of its owner's other nodes through, as their custodian")
 	f.BoolVar(&flags.noMulticast, "no-multicast", false, "do not announce the node on the local network")
 	f.StringVar(&format, "log-format", "text", "text or json")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
@@ -100,7 +103,7 @@ func (a *app) upCommand() *cobra.Command {
 }
 
 func (u *upFlags) parse() (cfg upConfig, err error) {
-	cfg.multicast, cfg.mapPort, cfg.tun = !u.noMulticast, !u.noMapping, u.tun
+	cfg.multicast, cfg.mapPort, cfg.tun, cfg.alwaysOn = !u.noMulticast, !u.noMapping, u.tun, u.alwaysOn
 	for _, s := range u.stun {
 		if host, port, err := net.SplitHostPort(s); err != nil || host == "" || port == "" {
 			return cfg, fail("usage", "for example: --stun stun.example.org:3478", "--stun: %q is no host and port", s)
@@ -237,6 +240,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 		return err
 	}
 	defer facts.probe.Close()
+	facts.alwaysOn = cfg.alwaysOn
 	var streams net.Listener
 	var sampler atomic.Pointer[fleet.Sampler] // there is none yet when the mesh is up
 	busy := func() int {
@@ -341,7 +345,8 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 			}
 			return client(id)
 		},
-		Source: func(id identity.ID) blob.Source { return client(id).Blob },
+		Custodian: func(id identity.ID) dispatch.Custodian { return client(id) },
+		Source:    func(id identity.ID) blob.Source { return client(id).Blob },
 	})
 	if err != nil {
 		return err
@@ -365,10 +370,14 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 		return err
 	}
 	defer func() { err = errors.Join(err, alive.Close()) }()
-	api := &peerAPI{self: self, node: node, view: view, db: db, who: who, blobs: blobs, runner: runner, sampler: facts.sampler, gateway: serving, installed: agents, log: log}
+	api := &peerAPI{self: self, node: node, view: view, db: db, who: who, blobs: blobs, runner: runner, sampler: facts.sampler, gateway: serving, installed: agents, submitted: submitted, log: log}
 	api.replica = newReplica(api, peers, view)
+	api.custody, err = openCustody(ctx, &custody{self: self, db: db, who: who, nodes: nodes, blobs: blobs, client: client, peers: peers, replica: api.replica, log: log})
+	if err != nil {
+		return err
+	}
 	changed := make(chan []*wire.Entry, 1024)
-	db.OnCommit(onCommit(changed, api.replica))
+	db.OnCommit(onCommit(changed, api.replica, api.custody))
 	porch := &door{mesh: meshID, self: self, node: node, db: db, roster: who, share: api.replica.Push, streams: facts.reachable, log: log, nonces: map[nonce32]netip.Addr{}}
 	if err := porch.reopen(ctx); err != nil {
 		return err
@@ -383,8 +392,9 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	group.Go(func() error { return agents.run(ctx) })
 	group.Go(func() error { return api.replica.Run(ctx) })
 	group.Go(func() error { return keepUp(ctx, changed, who, node, view, log) })
-	met := &meeting{news: heard, node: node, db: db, who: who, view: view, alive: alive, replica: api.replica, submitted: submitted, log: log, states: map[identity.ID]string{}}
+	met := &meeting{news: heard, node: node, db: db, who: who, view: view, alive: alive, replica: api.replica, custody: api.custody, submitted: submitted, log: log, states: map[identity.ID]string{}}
 	group.Go(func() error { return met.run(ctx) })
+	group.Go(func() error { return api.custody.run(ctx) })
 	group.Go(func() error { return guests.run(ctx) })
 	group.Go(func() error { return prune(ctx, runner, submitted, blobs, log) })
 	var lan *discovery.LAN
@@ -399,7 +409,14 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	if streams != nil {
 		group.Go(func() error { return node.ServeStreams(streams) })
 	}
-	api.serve(ctx, group, ports.api)
+	local := &localAPI{
+		home: h, cfg: cfg, since: time.Now(), stop: stop, self: self, node: node, db: db, who: who, view: view, facts: facts,
+		runner: runner, submitted: submitted, door: porch, exposer: exposed, hosting: guests, lan: lan,
+		peers: peers, log: log,
+		files: kept, installed: agents, served: wanted, custody: api.custody,
+		watch: &watch{self: self, view: view, own: facts.sampler, peers: peers, log: log},
+	}
+	api.serve(ctx, group, ports.api, local.routes())
 	for _, serve := range []func(context.Context, *errgroup.Group) error{porch.open, serving.serve} {
 		if err := serve(ctx, group); err != nil {
 			return err
@@ -418,13 +435,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	}
 	wanted.submitted = submitted
 	group.Go(func() error { return wanted.run(ctx) })
-	local := &localAPI{
-		home: h, cfg: cfg, since: time.Now(), stop: stop, self: self, node: node, db: db, who: who, view: view, facts: facts,
-		runner: runner, submitted: submitted, door: porch, exposer: exposed, hosting: guests, reach: ways, split: split, lan: lan,
-		peers: peers, log: log,
-		files: kept, installed: agents, served: wanted,
-		watch: &watch{self: self, view: view, own: facts.sampler, peers: peers, log: log},
-	}
+	local.cfg, local.reach, local.split = cfg, ways, split
 	local.gateway = &userGateway{models: serving, home: h}
 	if err := local.gateway.resume(ctx, local); err != nil {
 		return err

@@ -78,25 +78,25 @@ func tooLong(v task.Verdict) bool {
 	return err != nil
 }
 
-// submit writes the run and the first choice into the ledger, at once.
-func (r *run) submit(ctx context.Context) error {
+// submit writes the run and the first choice into the ledger, at once, with what
+// another node has written about it.
+func (r *run) submit(ctx context.Context, s task.Submit, given []*wire.Entry) error {
 	r.d.learn(r.spec.Needs)
 	r.submitted = r.d.cfg.Now()
-	wish := task.Draft{Topic: r.id, Kind: task.KindSubmit, Record: task.Submit{Spec: r.spec}}
-	if r.isGang() { // its driver chooses
-		return r.writeLocked(ctx, wish)
+	drafts := []task.Draft{{Topic: r.id, Kind: task.KindSubmit, Record: s}}
+	if !r.isGang() && !r.d.hurried() { // else its driver chooses, or asks some machines first
+		choice, err := r.choose()
+		if err != nil {
+			return err
+		}
+		r.placed = choice
+		drafts = append(drafts, task.Draft{Topic: r.id, Kind: task.KindPlace, Record: choice})
 	}
-	r.mine = []*wire.Entry{} // until now
-	if r.d.hurried() {       // its driver asks some machines first
-		return r.writeLocked(ctx, wish)
+	entries, err := r.d.cfg.Ledger.Record(ctx, given, drafts...)
+	if err == nil && !r.isGang() && entries[0].Seq == 0 { // else this node has written about it before
+		r.mine = entries
 	}
-	choice, err := r.choose()
-	if err != nil {
-		return err
-	}
-	r.placed = choice
-	return r.writeLocked(ctx, wish,
-		task.Draft{Topic: r.id, Kind: task.KindPlace, Record: choice})
+	return err
 }
 
 // announce tells the choice to who watches, and why it is not the last one.

@@ -15,6 +15,13 @@ const cancelReason = "cancelled by its submitter"
 // machine that is out of reach learns of it when it is back. It returns
 // [ErrOver] for a run that has ended.
 func (d *Dispatcher) Cancel(ctx context.Context, id string, force bool) error {
+	if on, err := d.cancelHanding(ctx, id); on || err != nil {
+		return err
+	}
+	return d.cancel(ctx, id, force)
+}
+
+func (d *Dispatcher) cancel(ctx context.Context, id string, force bool) error {
 	r := d.active(id)
 	if r == nil || r.journal.Finished() {
 		if _, err := d.status(ctx, id); err != nil {

@@ -36,6 +36,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/singleflight"
+
 	"github.com/balanceai/balance/exec/blob"
 	"github.com/balanceai/balance/exec/fleet"
 	"github.com/balanceai/balance/exec/place"
@@ -98,6 +100,8 @@ type Config struct {
 	Runs     func(context.Context) ([]task.Status, error) // this node's: all that are not final, and a hundred of the newest others
 	View     func() []fleet.Node
 	Executor func(identity.ID) Executor
+	// Custodian returns another node that takes runs into custody.
+	Custodian func(identity.ID) Custodian
 
 	Blobs   Blobs
 	Source  func(identity.ID) blob.Source // of a machine's blobs
@@ -127,10 +131,13 @@ type Dispatcher struct {
 	spare *spare.Pool // of journals
 	line  line
 
-	mu      sync.Mutex
-	runs    map[string]*run // those with a driver
-	closed  bool
-	drivers sync.WaitGroup
+	mu       sync.Mutex
+	runs     map[string]*run // those with a driver
+	handings map[string]*handing
+	closed   bool
+	drivers  sync.WaitGroup
+
+	keeping singleflight.Group // runs that are being taken into custody
 
 	ranking sync.Mutex // guards what follows
 	index   *place.Index
@@ -169,7 +176,7 @@ func New(cfg Config) (*Dispatcher, error) {
 		spare: journals,
 		line:  line{kinds: map[string][]*run{}},
 		times: times{connect: 2 * time.Second, retryMin: 100 * time.Millisecond, retryMax: 5 * time.Second, lost: time.Minute, gang: time.Second, probe: time.Second, offer: 2 * time.Second, look: 2 * time.Second},
-		runs:  map[string]*run{},
+		runs:  map[string]*run{}, handings: map[string]*handing{},
 		index: place.NewIndex(place.NewWorkload(nil)),
 	}, nil
 }
@@ -235,6 +242,9 @@ func (d *Dispatcher) Close() error {
 	for _, r := range d.runs {
 		r.stop()
 	}
+	for _, h := range d.handings {
+		h.stop()
+	}
 	d.mu.Unlock()
 	d.drivers.Wait()
 	return nil
@@ -261,7 +271,7 @@ func (d *Dispatcher) SubmitWith(ctx context.Context, spec task.Spec, secrets tas
 	}
 	d.hear(ctx, &spec)
 	id := task.NewID()
-	if err := d.submitAs(ctx, id, spec, secrets); err != nil {
+	if err := d.submitAs(ctx, id, task.Submit{Spec: spec}, secrets); err != nil {
 		return "", err
 	}
 	return id, nil
@@ -287,17 +297,18 @@ func unsaid(v task.Verdict) bool {
 	return len(v.Reasons) == 1 && v.Reasons[0].Rule == place.RuleOffer
 }
 
-// submitAs submits a run under an id.
-func (d *Dispatcher) submitAs(ctx context.Context, id string, spec task.Spec, secrets task.Secrets) error {
+// submitAs submits a run under an id. Given are another node's entries that belong
+// to it.
+func (d *Dispatcher) submitAs(ctx context.Context, id string, s task.Submit, secrets task.Secrets, given ...*wire.Entry) error {
 	if err := d.spare.Take(d.path(id)); err != nil {
 		return fmt.Errorf("submit: %w", err)
 	}
-	r, err := d.newRun(id, spec)
+	r, err := d.newRun(id, s.Spec)
 	if err != nil {
 		return fmt.Errorf("submit: %w", err)
 	}
 	r.secrets = secrets
-	if err := r.submit(ctx); err != nil {
+	if err := r.submit(ctx, s, given); err != nil {
 		_ = r.journal.Close()
 		os.Remove(d.path(r.id))
 		return fmt.Errorf("submit: %w", err)
@@ -351,6 +362,11 @@ func (d *Dispatcher) tell(id identity.ID, down bool) {
 	defer d.mu.Unlock()
 	for _, r := range d.runs {
 		r.nodeIs(id, down)
+	}
+	for _, h := range d.handings {
+		if h.to == id && !down {
+			poke(h.wake)
+		}
 	}
 }
 

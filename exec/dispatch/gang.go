@@ -168,7 +168,7 @@ func (g *gang) muster(ctx context.Context, seen map[string]uint64) ([]rankState,
 			if _, err := g.d.status(ctx, r.Run); !errors.Is(err, task.ErrNoRun) {
 				return err
 			}
-			return g.d.submitAs(ctx, r.Run, spec, g.secrets)
+			return g.d.submitAs(ctx, r.Run, task.Submit{Spec: spec}, g.secrets)
 		})
 		if err != nil {
 			return nil, err

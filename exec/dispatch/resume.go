@@ -27,10 +27,15 @@ func (d *Dispatcher) Resume(ctx context.Context) error {
 		return fmt.Errorf("resume runs: %w", err)
 	}
 	slices.SortFunc(list, func(a, b task.Status) int { return b.Finished.Compare(a.Finished) })
+	var errs []error
 	newest := 0
 	for _, st := range list {
 		switch {
 		case st.Submitter != d.cfg.Self:
+		case st.OnItsWay():
+			if err := d.handAgain(ctx, st); err != nil {
+				errs = append(errs, fmt.Errorf("resume run %s: %w", st.ID, err))
+			}
 		case !over(st):
 			ids = append(ids, st.ID)
 		case st.Receipt && newest < sureSettled:
@@ -39,7 +44,6 @@ func (d *Dispatcher) Resume(ctx context.Context) error {
 		}
 	}
 	slices.Sort(ids)
-	var errs []error
 	for _, id := range slices.Compact(ids) {
 		if err := d.revive(ctx, id); err != nil {
 			errs = append(errs, fmt.Errorf("resume run %s: %w", id, err))

@@ -92,9 +92,11 @@ func (r *run) cancelled() bool {
 	return r.cancel != goOn
 }
 
-func (r *run) poke() {
+func (r *run) poke() { poke(r.wake) }
+
+func poke(wake chan<- struct{}) {
 	select {
-	case r.wake <- struct{}{}:
+	case wake <- struct{}{}:
 	default:
 	}
 }
@@ -205,12 +207,14 @@ func (r *run) insist(ctx context.Context, what string, do func(context.Context) 
 }
 
 // wait waits until it is told to look again, for a time at most.
-func (r *run) wait(ctx context.Context, d time.Duration) {
+func (r *run) wait(ctx context.Context, d time.Duration) { pause(ctx, r.wake, d) }
+
+func pause(ctx context.Context, wake <-chan struct{}, d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
-	case <-r.wake:
+	case <-wake:
 	case <-timer.C:
 	}
 }

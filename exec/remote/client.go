@@ -104,6 +104,20 @@ func (c *Client) Cancel(ctx context.Context, run string, force bool) error {
 	return c.simple(ctx, &call{patience: c.silence}, http.MethodPost, path, nil)
 }
 
+// Keep gives the machine a run into custody, which takes as long as its inputs do.
+func (c *Client) Keep(ctx context.Context, h task.Handing) error {
+	body, err := json.Marshal(entriesBody{encodeEntries(h.Entries), h.Secrets})
+	if err != nil {
+		return fmt.Errorf("custody: %w", err)
+	}
+	return c.stream(ctx, http.MethodPut, CustodyPath+url.PathEscape(h.Run), bytes.NewReader(body), func(*task.Event) error { return nil })
+}
+
+// CancelKept asks a run in its custody to end.
+func (c *Client) CancelKept(ctx context.Context, run string) error {
+	return c.simple(ctx, &call{patience: c.silence}, http.MethodDelete, CustodyPath+url.PathEscape(run), nil)
+}
+
 // Go implements [Runner].
 func (c *Client) Go(ctx context.Context, run string) error {
 	return c.simple(ctx, &call{patience: c.silence}, http.MethodPost, runPath(run, "/go"), nil)

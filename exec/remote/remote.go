@@ -14,6 +14,8 @@
 //	POST /v1/runs/{id}/go               a rank of a gang may start: all are there
 //	POST /v1/runs/{id}/renew?attempt=n&seen=m   the submitter is there; see [lease.Holder.Renew]
 //	POST /v1/runs/{id}/settle           the submitter's last entries
+//	PUT  /v1/custody/{id}               gives a run into custody: an order, and a stream that ends when it is there
+//	DELETE /v1/custody/{id}             ends one that was given
 //	GET  /v1/blobs/{sha256}             a file by content; Range resumes
 //
 // A stream is one JSON [task.Event] a line, sent as it happens. An empty line
@@ -70,6 +72,18 @@ type Runner interface {
 	Renew(ctx context.Context, run string, attempt int, seen uint64) (next uint64, err error)
 	Settle(ctx context.Context, run string, entries []*wire.Entry) error
 }
+
+// Custody sees runs through that other nodes have given it.
+type Custody interface {
+	// Keep takes a run, with its inputs. Again is no mistake. A [*task.Refusal] is
+	// its no.
+	Keep(ctx context.Context, h task.Handing) error
+	// CancelKept asks one to end.
+	CancelKept(ctx context.Context, run string) error
+}
+
+// CustodyPath is where runs are given into custody.
+const CustodyPath = "/v1/custody/"
 
 // Times of the protocol.
 const (

@@ -259,6 +259,56 @@ func TestKeepAlive(t *testing.T) {
 	}
 }
 
+// fakeCustody takes its time.
+type fakeCustody struct {
+	got       task.Handing
+	cancelled string
+}
+
+func (c *fakeCustody) Keep(_ context.Context, h task.Handing) error {
+	time.Sleep(200 * time.Millisecond)
+	if c.got.Run != "" {
+		return &task.Refusal{Reasons: []task.Reason{{Rule: "custody", Text: "slowly"}}}
+	}
+	c.got = h
+	return nil
+}
+
+func (c *fakeCustody) CancelKept(_ context.Context, run string) error {
+	c.cancelled = run
+	return nil
+}
+
+// Who may give runs into custody gives them, however long that takes, and ends
+// those that it has given and no others.
+func TestCustody(t *testing.T) {
+	kept := &fakeCustody{}
+	may, gave := true, true
+	l := serve(t, &Server{
+		Runner: newFake(), keepAlive: 10 * time.Millisecond, Custody: kept,
+		MayGive: func(identity.ID) bool { return may },
+		Gave:    func(_ context.Context, run string, by identity.ID) bool { return gave && run == run1 && by == peer },
+	})
+	h := task.Handing{Run: run1, Entries: order1.Entries, Secrets: task.Secrets{"KEY": "value"}}
+	if err := l.client.Keep(t.Context(), h); err != nil || kept.got.From != peer || kept.got.Run != run1 || kept.got.Secrets["KEY"] != "value" || len(kept.got.Entries) != len(h.Entries) {
+		t.Errorf("it got %+v, %v", kept.got, err)
+	}
+	var refusal *task.Refusal
+	if err := l.client.Keep(t.Context(), h); !errors.As(err, &refusal) || refusal.Reasons[0].Text != "slowly" {
+		t.Errorf("got %v", err)
+	}
+	if err := l.client.CancelKept(t.Context(), run1); err != nil || kept.cancelled != run1 {
+		t.Errorf("cancelled %q, %v", kept.cancelled, err)
+	}
+	kept.got, kept.cancelled, may, gave = task.Handing{}, "", false, false
+	if err := l.client.Keep(t.Context(), h); !errors.As(err, &refusal) || kept.got.Run != "" {
+		t.Errorf("from a stranger: %+v, %v", kept.got, err)
+	}
+	if err := l.client.CancelKept(t.Context(), run1); !errors.Is(err, task.ErrNoRun) || kept.cancelled != "" {
+		t.Errorf("cancelled %q, %v", kept.cancelled, err)
+	}
+}
+
 // slowFake refuses after a while, when the stream has begun with signs of life.
 type slowFake struct{ *fake }
 

@@ -27,6 +27,11 @@ type Server struct {
 	Caller func(*http.Request) (identity.ID, bool)
 	// Submitted reports whether by submitted a run that is here.
 	Submitted func(ctx context.Context, run string, by identity.ID) bool
+	// Custody takes runs of the nodes that may give it some. Gave reports whether
+	// one has given a run that is here.
+	Custody Custody
+	MayGive func(identity.ID) bool
+	Gave    func(ctx context.Context, run string, by identity.ID) bool
 	// Blob opens a blob, or returns an error that is [fs.ErrNotExist].
 	Blob func(h wire.Hash) (io.ReadSeekCloser, error)
 	// Carried is told how many bytes of a blob a peer has got, and in which time.
@@ -55,6 +60,8 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("POST /v1/runs/{id}/go", s.own(s.release))
 	mux.HandleFunc("POST /v1/runs/{id}/renew", s.own(s.renew))
 	mux.HandleFunc("POST /v1/runs/{id}/settle", s.own(s.settle))
+	mux.HandleFunc("PUT "+CustodyPath+"{id}", s.keep)
+	mux.HandleFunc("DELETE "+CustodyPath+"{id}", s.cancelKept)
 	mux.HandleFunc("GET /v1/blobs/{hash}", s.blob)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		peer, ok := s.Caller(r)
@@ -95,6 +102,31 @@ func (s *Server) start(w http.ResponseWriter, r *http.Request) {
 	s.stream(w, r, func(ctx context.Context, yield func(*task.Event) error) error {
 		return s.Runner.Start(ctx, order, yield)
 	})
+}
+
+func (s *Server) keep(w http.ResponseWriter, r *http.Request) {
+	entries, secrets, err := readEntries(w, r)
+	if err != nil {
+		badRequest(w, fmt.Errorf("custody: %w", err))
+		return
+	}
+	if !s.MayGive(peerOf(r)) {
+		fail(w, &task.Refusal{Reasons: []task.Reason{task.Reasonf("custody", "takes runs of its own owner's nodes into custody, and no others")}})
+		return
+	}
+	h := task.Handing{Run: r.PathValue("id"), From: peerOf(r), Entries: entries, Secrets: secrets}
+	s.stream(w, r, func(ctx context.Context, _ func(*task.Event) error) error { return s.Custody.Keep(ctx, h) })
+}
+
+func (s *Server) cancelKept(w http.ResponseWriter, r *http.Request) {
+	run := r.PathValue("id")
+	err := task.ErrNoRun
+	if task.ValidID(run) && s.Gave(r.Context(), run, peerOf(r)) {
+		err = s.Custody.CancelKept(r.Context(), run)
+	}
+	if err != nil {
+		fail(w, err)
+	}
 }
 
 func (s *Server) reserve(w http.ResponseWriter, r *http.Request) {

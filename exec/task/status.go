@@ -31,10 +31,14 @@ func (s State) Final() bool {
 	return s == Succeeded || s == Failed || s == Cancelled || s == Unplaced
 }
 
-// Kinds of ledger entries in the topic of a run. The submitter's node is the
-// only writer of the first five, the executor's node of the others. A gang has no
-// executor: its submitter writes when it started and finished.
+// Kinds of ledger entries in the topic of a run. The node that submits it is the
+// only writer of the five from [KindSubmit] on, the executor's node of the others.
+// A gang has no executor: who submits it writes when it started and finished. A
+// node that gives the run to another one, for that to submit it, writes a
+// [KindHand] instead.
 const (
+	KindHand = "hand"
+
 	KindSubmit  = "submit"
 	KindPlace   = "place"
 	KindCancel  = "cancel"
@@ -49,7 +53,16 @@ const (
 
 // Submit is the submitter's wish.
 type Submit struct {
-	Spec Spec `cbor:"1,keyasint" json:"spec"`
+	Spec Spec        `cbor:"1,keyasint" json:"spec"`
+	For  identity.ID `cbor:"2,keyasint,omitzero" json:"for,omitzero"`  // the node that has given it the run with a [Hand]; zero: none
+	Hand wire.Hash   `cbor:"3,keyasint,omitzero" json:"hand,omitzero"` // that entry
+}
+
+// Hand gives a run into the custody of another node of the same owner, which is to
+// submit it and see it through. Until that node has answered, nobody else may.
+type Hand struct {
+	To   identity.ID `cbor:"1,keyasint" json:"to"`
+	Spec Spec        `cbor:"2,keyasint" json:"spec"`
 }
 
 // Place is the submitter's choice, with the verdict on every machine at that
@@ -191,7 +204,9 @@ type Status struct {
 	State     State       `json:"state"`
 	Node      string      `json:"node"` // name of the machine; empty before placement
 	NodeID    identity.ID `json:"node_id,omitzero"`
-	Submitter identity.ID `json:"submitter"`
+	Submitter identity.ID `json:"submitter"`          // the node that dispatches it
+	For       identity.ID `json:"for,omitzero"`       // the node that gave it into the custody of that one
+	Custodian identity.ID `json:"custodian,omitzero"` // likewise: the node that was given it
 	Attempt   int         `json:"attempt"`
 	ExitCode  *int        `json:"exit_code"`
 	Reason    string      `json:"reason,omitempty"`
@@ -216,11 +231,21 @@ type Status struct {
 func Fold(run string, entries []*wire.Entry) (Status, error) {
 	f := folder{Status: Status{ID: run}}
 	for _, e := range entries {
+		if e.Kind == KindHand && f.For.IsZero() {
+			f.hand(e)
+		}
+	}
+	for _, e := range entries {
 		if e.Kind == KindSubmit && f.Submitter.IsZero() {
 			f.submit(e)
 		}
 	}
-	if f.Submitter.IsZero() {
+	switch {
+	case !f.Submitter.IsZero():
+	case !f.For.IsZero(): // it is on its way
+		f.Submitter = f.For
+		return f.Status, nil
+	default:
 		return Status{}, fmt.Errorf("run %s: nobody has submitted it", run)
 	}
 	// The submitter's entries first: they say who the executor of an attempt is.
@@ -250,18 +275,50 @@ type folder struct {
 // read decodes a record, and reports whether it can be.
 func read(e *wire.Entry, record any) bool { return wire.Unmarshal(e.Payload, record) == nil }
 
+func (f *folder) hand(e *wire.Entry) {
+	var r Hand
+	if !read(e, &r) || r.To == e.Author {
+		return
+	}
+	f.For, f.Custodian = e.Author, r.To
+	f.wanted(&r.Spec, e)
+}
+
+// submit takes the wish of who may have it: of a run that was given to another
+// node, that one, or who has given it and was not heard.
 func (f *folder) submit(e *wire.Entry) {
 	var r Submit
 	if !read(e, &r) {
 		return
 	}
-	f.State, f.Submitter, f.Submitted = Submitted, e.Author, e.Time()
-	f.Agent, f.Command, f.retry = r.Spec.Agent, r.Spec.Command, r.Spec.Retry
-	f.gang = r.Spec.Gang != nil && r.Spec.Member == nil
-	if m := r.Spec.Member; m != nil {
+	switch {
+	case f.For.IsZero() && !r.For.IsZero() && r.For != e.Author: // what gave it is not known here
+		f.For, f.Custodian = r.For, e.Author
+	case f.For.IsZero(), e.Author == f.Custodian && r.For == f.For:
+	case e.Author == f.For:
+		f.For, f.Custodian = identity.ID{}, identity.ID{}
+	default:
+		return
+	}
+	f.Submitter = e.Author
+	f.wanted(&r.Spec, e)
+}
+
+func (f *folder) wanted(s *Spec, by *wire.Entry) {
+	f.State, f.Submitted = Submitted, by.Time()
+	f.Agent, f.Command, f.retry = s.Agent, s.Command, s.Retry
+	f.gang = s.Gang != nil && s.Member == nil
+	if m := s.Member; m != nil {
 		f.Gang, f.Rank = m.Gang, &m.Rank
 	}
 }
+
+// InCustody reports whether another node than the one that the run was submitted
+// on sees it through, or is to.
+func (s *Status) InCustody() bool { return !s.Custodian.IsZero() }
+
+// OnItsWay reports whether that node has not taken it yet, as far as is known here.
+func (s *Status) OnItsWay() bool { return s.InCustody() && s.Submitter == s.For }
 
 func (f *folder) wish(e *wire.Entry) {
 	var place Place

@@ -85,6 +85,10 @@ func TestFold(t *testing.T) {
 	}{
 		{"submitted", func(b *book) {}, "submitted  0 - false"},
 		{"placed", func(b *book) { b.place(1, first) }, "placed node-1 1 - false"},
+		{"given away by a stranger later", func(b *book) {
+			b.place(1, first)
+			b.write(stranger, KindSubmit, Submit{Spec: fullSpec(), For: keys[submitter].ID()})
+		}, "placed node-1 1 - false"},
 		{"waiting", func(b *book) { b.wait(1) }, "waiting  1 - false"},
 		{"has waited", func(b *book) { b.wait(1); b.place(1, first) }, "placed node-1 1 - false"},
 		{"has waited in vain", func(b *book) { b.wait(1); b.nowhere(1) }, "unplaced  1 - false"},
@@ -268,4 +272,53 @@ func TestFoldStates(t *testing.T) {
 			t.Fatalf("ended without an account: %+v", st)
 		}
 	})
+}
+
+// A run in custody is dispatched by who was given it, or by who has given it and
+// was not heard, and by nobody else.
+func TestFoldCustody(t *testing.T) {
+	giver, keeper := stranger, submitter // whose wishes the book writes
+	of := func(n int) identity.ID { return keys[n].ID() }
+	for name, tc := range map[string]struct {
+		write func(b *book)
+		want  Status
+	}{
+		"on its way": {func(b *book) {}, Status{State: Submitted, Submitter: of(giver), For: of(giver), Custodian: of(keeper)}},
+		"what its giver wishes meanwhile ends nothing": {
+			func(b *book) { b.write(giver, KindCancel, Cancel{}) },
+			Status{State: Submitted, Submitter: of(giver), For: of(giver), Custodian: of(keeper)},
+		},
+		"taken": {func(b *book) {
+			b.write(keeper, KindSubmit, Submit{Spec: fullSpec(), For: of(giver)})
+			b.place(1, first)
+			b.write(giver, KindCancel, Cancel{})
+		}, Status{State: Placed, Submitter: of(keeper), For: of(giver), Custodian: of(keeper)}},
+		"taken for somebody else": {
+			func(b *book) { b.write(keeper, KindSubmit, Submit{Spec: fullSpec(), For: of(second)}) },
+			Status{State: Submitted, Submitter: of(giver), For: of(giver), Custodian: of(keeper)},
+		},
+		"taken by somebody else": {
+			func(b *book) { b.write(second, KindSubmit, Submit{Spec: fullSpec(), For: of(giver)}) },
+			Status{State: Submitted, Submitter: of(giver), For: of(giver), Custodian: of(keeper)},
+		},
+		"taken back": {
+			func(b *book) { b.write(giver, KindSubmit, Submit{Spec: fullSpec()}) },
+			Status{State: Submitted, Submitter: of(giver)},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := &book{t: t}
+			b.write(giver, KindHand, Hand{To: of(keeper), Spec: fullSpec()})
+			tc.write(b)
+			got := b.fold()
+			if got.State != tc.want.State || got.Submitter != tc.want.Submitter || got.For != tc.want.For || got.Custodian != tc.want.Custodian {
+				t.Errorf("%s by %s, for %s, given to %s", got.State, got.Submitter.Short(), got.For.Short(), got.Custodian.Short())
+			}
+		})
+	}
+	b := &book{t: t}
+	b.write(keeper, KindSubmit, Submit{Spec: fullSpec(), For: of(giver)})
+	if got := b.fold(); got.For != of(giver) || got.Custodian != of(keeper) || got.OnItsWay() {
+		t.Errorf("where the giver's entry is not: %+v", got)
+	}
 }

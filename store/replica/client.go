@@ -10,6 +10,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strings"
 
 	"github.com/balanceai/balance/mesh/identity"
 	"github.com/balanceai/balance/mesh/wire"
@@ -96,17 +97,28 @@ func (r *Replica) ask(ctx context.Context, peer identity.ID, topic string, heads
 	return page, err
 }
 
-// push sends entries of the topic mesh.
+// push sends entries, those of one topic at a time.
 func (r *Replica) push(ctx context.Context, peer identity.ID, list []*wire.Entry) error {
+	list = slices.Clone(list)
+	slices.SortStableFunc(list, func(a, b *wire.Entry) int { return strings.Compare(a.Topic, b.Topic) })
 	for len(list) > 0 {
-		body, n := appendLines(nil, list[:min(len(list), r.page)])
-		if err := r.post(ctx, peer, wire.TopicMesh, body, func(io.Reader) error { return nil }); err != nil {
+		topic := list[0].Topic
+		end := slices.IndexFunc(list, func(e *wire.Entry) bool { return e.Topic != topic })
+		if end < 0 {
+			end = len(list)
+		}
+		body, n := appendLines(nil, list[:min(end, r.page)])
+		if err := r.post(ctx, peer, topic, body, func(io.Reader) error { return nil }); err != nil {
 			return fmt.Errorf("push to %s: %w", peer.Short(), err)
 		}
 		list = list[n:]
 	}
 	return nil
 }
+
+// errNotThere is the answer of a node that a topic does not concern, or that takes
+// this one for no party to it.
+var errNotThere = errors.New("answer 404: it does not know the topic, or not this node")
 
 // post is one request to a node.
 func (r *Replica) post(ctx context.Context, peer identity.ID, path string, body []byte, read func(io.Reader) error) error {
@@ -121,6 +133,9 @@ func (r *Replica) post(ctx context.Context, peer identity.ID, path string, body 
 		return err
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusNotFound {
+		return errNotThere
+	}
 	if resp.StatusCode != http.StatusOK {
 		why, _ := io.ReadAll(io.LimitReader(resp.Body, 256))
 		return fmt.Errorf("answer %s: %.200q", resp.Status, bytes.TrimSpace(why))

@@ -78,10 +78,11 @@ type Replica struct {
 
 	wake  chan struct{} // tells Run of news
 	mu    sync.Mutex
-	fresh []*wire.Entry             // to be pushed to members
-	met   []identity.ID             // members to be pulled from
-	work  map[identity.ID]*chore    // what the members that are talked to are owed
-	ahead map[identity.ID]wire.Hash // sum of the heads by which a member was last seen to hold more
+	fresh []*wire.Entry                 // to be pushed to members
+	gifts map[identity.ID][]*wire.Entry // to be pushed to one
+	wants map[identity.ID][]string      // topics to be pulled, by member
+	work  map[identity.ID]*chore        // what the members that are talked to are owed
+	ahead map[identity.ID]wire.Hash     // sum of the heads by which a member was last seen to hold more
 }
 
 // Limits that keep a node small whatever others send.
@@ -105,6 +106,7 @@ func New(c Config) *Replica {
 	return &Replica{
 		Config: c, interval: pullEvery, page: pageEntries, timeout: turnTimeout,
 		serving: make(chan struct{}, maxParallel), asking: make(chan struct{}, maxParallel),
+		gifts: map[identity.ID][]*wire.Entry{}, wants: map[identity.ID][]string{},
 		wake: make(chan struct{}, 1), work: map[identity.ID]*chore{}, ahead: map[identity.ID]wire.Hash{},
 	}
 }

@@ -334,6 +334,45 @@ func TestMet(t *testing.T) {
 	w.agree(4)
 }
 
+// The entries of a run go to the one node that they are given to. One that has
+// missed some asks for the rest, and one that does not know the run is left alone.
+func TestGive(t *testing.T) {
+	const run, unknown = "r-aaaaaaaaaaaaaaaa", "r-bbbbbbbbbbbbbbbb"
+	w := newNetwork(t, 3)
+	a, b, c := w.nodes[0], w.nodes[1], w.nodes[2]
+	for _, v := range w.nodes {
+		v.interval = time.Hour
+		v.Gate = func(_ identity.ID, topic string) bool { return topic != unknown }
+	}
+	w.run()
+	of := func(v *node) []*wire.Entry {
+		list, err := v.store.Entries(t.Context(), run)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return list
+	}
+	a.write(t, run, "a", "b", "c")
+	a.Give(b.Self, of(a)...)
+	w.eventually("it has what it was given", func() bool { return len(of(b)) == 3 })
+	a.write(t, run, "d", "e")
+	a.Give(b.Self, of(a)[4])
+	w.eventually("it asks for what it has missed", func() bool { return len(of(b)) == 5 })
+
+	a.Want(b.Self, unknown)
+	a.write(t, run, "f")
+	b.Want(a.Self, run)
+	w.eventually("it gets what it asks for", func() bool { return len(of(b)) == 6 })
+	if len(of(c)) != 0 {
+		t.Error("a third node has got it")
+	}
+	w.eventually("nobody is asked for ever", func() bool {
+		a.Replica.mu.Lock()
+		defer a.Replica.mu.Unlock()
+		return len(a.work) == 0
+	})
+}
+
 // Whatever is written during whatever partition, on lines that repeat and reorder
 // what they carry: in the end all hold the same.
 func TestConverge(t *testing.T) {

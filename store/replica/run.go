@@ -2,6 +2,7 @@ package replica
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -14,7 +15,7 @@ import (
 // chore is what one member is owed.
 type chore struct {
 	push []*wire.Entry
-	pull bool
+	pull []string      // topics
 	kick chan struct{} // ends a back-off
 }
 
@@ -25,11 +26,20 @@ func (r *Replica) Push(list ...*wire.Entry) {
 	r.news(func() { r.fresh = append(r.fresh, list...) })
 }
 
+// Give gives stored entries of a run to one member, if it is up. It returns at
+// once.
+func (r *Replica) Give(peer identity.ID, list ...*wire.Entry) {
+	r.news(func() { r.gifts[peer] = append(r.gifts[peer], list...) })
+}
+
 // Met tells that a member came up: it is pulled from. It returns at once.
-func (r *Replica) Met(peer identity.ID) {
+func (r *Replica) Met(peer identity.ID) { r.Want(peer, wire.TopicMesh) }
+
+// Want has a topic pulled from a member. It returns at once.
+func (r *Replica) Want(peer identity.ID, topic string) {
 	r.news(func() {
-		if !slices.Contains(r.met, peer) {
-			r.met = append(r.met, peer)
+		if !slices.Contains(r.wants[peer], topic) {
+			r.wants[peer] = append(r.wants[peer], topic)
 		}
 	})
 }
@@ -74,8 +84,8 @@ func (r *Replica) distribute(ctx context.Context, workers *sync.WaitGroup) {
 	live := r.Live()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	fresh, met := r.fresh, r.met
-	r.fresh, r.met = nil, nil
+	fresh, gifts, wants := r.fresh, r.gifts, r.wants
+	r.fresh, r.gifts, r.wants = nil, map[identity.ID][]*wire.Entry{}, map[identity.ID][]string{}
 	owe := func(peer identity.ID, change func(*chore)) {
 		c, busy := r.work[peer]
 		if !busy {
@@ -85,14 +95,14 @@ func (r *Replica) distribute(ctx context.Context, workers *sync.WaitGroup) {
 		}
 		change(c)
 	}
-	if len(fresh) > 0 {
-		for _, peer := range live {
-			owe(peer, func(c *chore) { c.owe(fresh, false) })
+	for _, peer := range live {
+		if news := slices.Concat(fresh, gifts[peer]); len(news) > 0 {
+			owe(peer, func(c *chore) { c.owe(news, nil) })
 		}
 	}
-	for _, peer := range met {
+	for peer, topics := range wants {
 		owe(peer, func(c *chore) {
-			c.owe(nil, true)
+			c.owe(nil, topics)
 			select {
 			case c.kick <- struct{}{}:
 			default:
@@ -101,8 +111,13 @@ func (r *Replica) distribute(ctx context.Context, workers *sync.WaitGroup) {
 	}
 }
 
-func (c *chore) owe(push []*wire.Entry, pull bool) {
-	c.push, c.pull = append(c.push, push...), c.pull || pull
+func (c *chore) owe(push []*wire.Entry, pull []string) {
+	c.push = append(c.push, push...)
+	for _, topic := range pull {
+		if !slices.Contains(c.pull, topic) {
+			c.pull = append(c.pull, topic)
+		}
+	}
 	if len(c.push) > maxQueue {
 		c.push = nil
 	}
@@ -114,8 +129,8 @@ func (r *Replica) attend(ctx context.Context, peer identity.ID, c *chore) {
 	for wait := minBackoff; ; {
 		r.mu.Lock()
 		push, pull := c.push, c.pull
-		c.push, c.pull = nil, false
-		if len(push) == 0 && !pull {
+		c.push, c.pull = nil, nil
+		if len(push) == 0 && len(pull) == 0 {
 			delete(r.work, peer)
 			r.mu.Unlock()
 			return
@@ -148,7 +163,7 @@ func (r *Replica) attend(ctx context.Context, peer identity.ID, c *chore) {
 }
 
 // talk is one turn with a member. A few of them go on at a time.
-func (r *Replica) talk(ctx context.Context, peer identity.ID, push []*wire.Entry, pull bool) error {
+func (r *Replica) talk(ctx context.Context, peer identity.ID, push []*wire.Entry, pull []string) error {
 	select {
 	case r.asking <- struct{}{}:
 		defer func() { <-r.asking }()
@@ -158,8 +173,14 @@ func (r *Replica) talk(ctx context.Context, peer identity.ID, push []*wire.Entry
 	if err := r.push(ctx, peer, push); err != nil {
 		return err
 	}
-	if !pull {
-		return nil
+	for _, topic := range pull {
+		err := r.Pull(ctx, peer, topic)
+		if errors.Is(err, errNotThere) && topic != wire.TopicMesh {
+			continue
+		}
+		if err != nil {
+			return err
+		}
 	}
-	return r.Pull(ctx, peer, wire.TopicMesh)
+	return nil
 }

@@ -98,8 +98,8 @@ func (r *Replica) servePush(ctx context.Context, peer identity.ID, topic string,
 	case err != nil:
 		r.Log.Warn("cannot store what a node sent", "peer", peer.Short(), "topic", topic, "error", err)
 		http.Error(w, "internal error", http.StatusInternalServerError)
-	case gap && topic == wire.TopicMesh:
-		r.Met(peer) // it has more than it sent
+	case gap:
+		r.Want(peer, topic) // it has more than it sent
 	}
 }
 
