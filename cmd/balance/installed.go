@@ -226,10 +226,15 @@ type agentRow struct {
 func (i *installed) rows() []agentRow {
 	rows := []agentRow{}
 	for _, n := range nearest(i.nodes()) {
-		if n.Offer == nil {
+		offer := n.Offer
+		if n.Self { // also what it has not told the others yet
+			own, _ := i.facts.current()
+			offer = &own
+		}
+		if offer == nil {
 			continue
 		}
-		for _, a := range n.Offer.Agents[:min(len(n.Offer.Agents), fleet.MaxAgents)] {
+		for _, a := range offer.Agents[:min(len(offer.Agents), fleet.MaxAgents)] {
 			if a.May(i.who.me().Owner, n.Owner) && agent.CheckName(a.Name) == nil {
 				rows = append(rows, agentRow{Agent: a, Node: n.Name, Owner: n.Owner, Self: n.Self, id: n.ID})
 			}
