@@ -131,7 +131,7 @@ func (p *ports) close() {
 // openMembers starts the gossip of who is alive.
 func openMembers(node *mesh.Node, at ports, self identity.ID, who *roster, f *facts, held func() fleet.Held, heard *news, log *slog.Logger) (*member.List, error) {
 	return member.Start(member.Config{
-		Mesh: who.now().Mesh, Self: self, Listener: at.gossip, Packets: at.packets, Roster: who.others, OnChange: heard.member, Log: log,
+		Mesh: who.now().Mesh, Self: self, Listener: at.gossip, Packets: at.packets, Roster: who.others, Member: who.has, OnChange: heard.member, Log: log,
 		Dial: func(ctx context.Context, id identity.ID) (net.Conn, error) { return node.Dial(ctx, id, gossipPort) },
 		Meta: func() []byte {
 			b, err := encodeGossip(node.Addrs(), node.Homes(), f.sampler.Live(held()))

@@ -70,7 +70,13 @@ func (r *roster) name(id identity.ID) string {
 	return id.Short()
 }
 
-// members returns the ids of the others.
+// has reports whether somebody is a member.
+func (r *roster) has(id identity.ID) bool {
+	_, ok := r.now().Members[id]
+	return ok
+}
+
+// others returns the ids of the other members.
 func (r *roster) others() []identity.ID {
 	var ids []identity.ID
 	for id := range r.now().Members {

@@ -17,7 +17,7 @@ func TestCheck(t *testing.T) {
 	mesh := identity.MeshID{1}
 	self, member, stranger := identity.ID{1}, identity.ID{2}, identity.ID{3}
 	l := &List{
-		cfg:       Config{Mesh: mesh, Self: self, Roster: func() []identity.ID { return []identity.ID{member} }},
+		cfg:       Config{Mesh: mesh, Self: self, Member: func(id identity.ID) bool { return id == member }},
 		transport: &transport{port: 2},
 	}
 	at := func(a netip.Addr) net.IP { return a.AsSlice() }

@@ -51,6 +51,8 @@ const (
 	callAgain  = time.Second            // after the first failed call; doubled at each
 	callSeldom = 30 * time.Second       // at most between calls
 	callers    = 4                      // calls at a time
+	callPause  = 10 * time.Millisecond  // for each member that there is, after a call that worked
+	callRest   = 2 * time.Second        // at most
 	farewell   = 300 * time.Millisecond // for the others to hear of something: a round of gossip
 )
 
@@ -65,8 +67,10 @@ type Config struct {
 	Packets  net.PacketConn
 	// Dial connects to a member's port of that number.
 	Dial func(context.Context, identity.ID) (net.Conn, error)
-	// Roster returns the members that there are.
+	// Roster returns the members that there are, and Member reports whether somebody
+	// is one of them.
 	Roster func() []identity.ID
+	Member func(identity.ID) bool
 	// Meta returns what the node says of itself: at most MaxMeta bytes.
 	Meta func() []byte
 	// OnChange is told when a member's state or meta changes; meta is nil unless
@@ -92,6 +96,8 @@ type List struct {
 	mu    sync.Mutex
 	state map[identity.ID]string // of others; absent: never seen
 	calls map[identity.ID]*call  // to those not up
+	rest  time.Time              // nobody is called before: gossip tells more
+	pause time.Duration          // after a call that worked
 }
 
 // call is when a member is to be called next.
@@ -217,7 +223,10 @@ func (l *List) due() (ids []identity.ID, next time.Duration) {
 			busy++
 		}
 	}
-	next = callSeldom
+	next, l.pause = callSeldom, min(callRest, time.Duration(len(roster))*callPause)
+	if rest := l.rest.Sub(now); rest > 0 {
+		return nil, rest
+	}
 	for _, id := range roster {
 		if id == l.cfg.Self || l.state[id] == Up || l.state[id] == Suspect {
 			continue
@@ -251,12 +260,17 @@ func (l *List) forgetOthers(roster []identity.ID) {
 }
 
 // call exchanges the state of the mesh with a member. Whether it worked shows
-// in the member's state, at once or after a round of gossip.
+// in the member's state, at once or after a round of gossip. In a large mesh that is
+// much to exchange, and all that both know: the next one can wait for what comes of
+// it.
 func (l *List) call(id identity.ID) {
 	to := netip.AddrPortFrom(l.cfg.Mesh.Address(id), l.transport.port)
-	_, _ = l.engine.Join([]string{id.String() + "/" + to.String()})
+	_, err := l.engine.Join([]string{id.String() + "/" + to.String()})
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if err == nil {
+		l.rest = time.Now().Add(l.pause)
+	}
 	c := l.calls[id]
 	if c == nil {
 		return
@@ -304,7 +318,7 @@ func (l *List) check(n *memberlist.Node) error {
 	if !ok || addr != l.cfg.Mesh.Address(id) || n.Port != l.transport.port {
 		return fmt.Errorf("%s is not at %s port %d", id.Short(), n.Addr, n.Port)
 	}
-	if id != l.cfg.Self && !slices.Contains(l.cfg.Roster(), id) {
+	if id != l.cfg.Self && !l.cfg.Member(id) {
 		return fmt.Errorf("%s: %w", id.Short(), errStranger)
 	}
 	return nil

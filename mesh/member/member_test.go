@@ -105,6 +105,9 @@ func (l *lab) up(i int) {
 			}
 			return ids
 		},
+		Member: func(id identity.ID) bool {
+			return slices.ContainsFunc(l.Keys, func(k identity.Keys) bool { return k.Identity.ID() == id })
+		},
 		Meta: func() []byte {
 			l.mu.Lock()
 			defer l.mu.Unlock()
