@@ -21,6 +21,7 @@ import (
 	"github.com/balanceai/balance/exec/serve"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/identity"
+	"github.com/balanceai/balance/mesh/wire"
 	"github.com/balanceai/balance/store"
 )
 
@@ -286,6 +287,12 @@ func (s *served) see(ctx context.Context, w *wanted, list []serve.Replica) error
 func (s *served) choose(ctx context.Context, w *wanted, list []serve.Replica) (spec task.Spec, why string, err error) {
 	var reasons []string
 	for _, spec := range w.Specs {
+		if v := *spec.Serve; !v.Weights.IsZero() {
+			if v.On, err = s.files.on(ctx, v.Weights); err != nil {
+				return spec, "", err
+			}
+			spec.Serve = &v
+		}
 		ranking, err := s.submitted.Plan(ctx, spec)
 		if err != nil {
 			return spec, "", err
@@ -451,6 +458,25 @@ func (s *served) loaded(model string) bool {
 		}
 	}
 	return false
+}
+
+// on returns the machines that keep a file.
+func (f *files) on(ctx context.Context, h wire.Hash) (ids []identity.ID, err error) {
+	rows, err := f.list(ctx)
+	for _, r := range rows {
+		if r.Hash != h {
+			continue
+		}
+		for _, n := range f.nodes() {
+			if n.Self && r.Here {
+				ids = append(ids, n.ID)
+			}
+		}
+		for _, n := range r.from {
+			ids = append(ids, n.ID)
+		}
+	}
+	return ids[:min(len(ids), task.MaxServeOn)], err
 }
 
 // head reads a kept file from its beginning, wherever it is.

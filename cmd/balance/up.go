@@ -355,7 +355,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 
 	held := func() fleet.Held {
 		h := facts.held(runner.Held())
-		h.Taken = runner.Taken()
+		h.Taken, h.Queue = runner.Taken(), runner.Queue()
 		return h
 	}
 	var alive *member.List

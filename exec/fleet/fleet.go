@@ -113,6 +113,10 @@ type Live struct {
 
 	OnBattery bool `cbor:"10,keyasint,omitempty" json:"on_battery,omitempty"` // nothing else feeds it
 
+	// Queue is about how long a run would wait for its turn there, where others
+	// wait, in seconds; 0 where nobody does.
+	Queue int `cbor:"11,keyasint,omitempty" json:"queue_s,omitempty"`
+
 	// Taken is how many runs the machine has taken since its node was started: by
 	// how it grows, others tell how fast runs are placed.
 	Taken uint32 `cbor:"9,keyasint,omitempty" json:"taken,omitempty"`

@@ -160,9 +160,10 @@ func measureCard(c card, detail bool) (s SampleGPU) {
 type Held struct {
 	Runs    []RunUse
 	Devices []DeviceUse
-	Taken   uint32   // runs, since the node was started
-	Loaded  []string // models in memory
-	Asked   int      // requests for models that are being answered
+	Taken   uint32        // runs, since the node was started
+	Loaded  []string      // models in memory
+	Asked   int           // requests for models that are being answered
+	Queue   time.Duration // about how long a run would wait for its turn, where others wait
 }
 
 // DeviceUse is what one run holds of a GPU.
@@ -223,6 +224,9 @@ func (r *reading) sample(h Held) Sample {
 	}
 }
 
+// mostQueue bounds what a machine says of its line, in seconds.
+const mostQueue = math.MaxUint16
+
 // live is a reading as those see it who place runs.
 func (r *reading) live(h Held) Live {
 	l := Live{
@@ -234,6 +238,7 @@ func (r *reading) live(h Held) Live {
 		Asked:      h.Asked,
 		Taken:      h.Taken,
 		OnBattery:  r.onBattery,
+		Queue:      int(min(math.Ceil(h.Queue.Seconds()), mostQueue)),
 	}
 	l.SetLoaded(h.Loaded)
 	for _, run := range h.Runs {

@@ -151,7 +151,8 @@ func (s *Sampler) Watch(ctx context.Context, yield func(Sample) error) error {
 // of old.
 func (l *Live) differs(old *Live) bool {
 	if l.Runs != old.Runs || l.HeldCPU != old.HeldCPU || l.HeldMemory != old.HeldMemory ||
-		len(l.GPUs) != len(old.GPUs) || far(l.FreeMemory, old.FreeMemory) || !slices.Equal(l.Loaded, old.Loaded) || l.Asked != old.Asked || l.OnBattery != old.OnBattery {
+		len(l.GPUs) != len(old.GPUs) || far(l.FreeMemory, old.FreeMemory) || !slices.Equal(l.Loaded, old.Loaded) || l.Asked != old.Asked || l.OnBattery != old.OnBattery ||
+		max(l.Queue, old.Queue) > 2*min(l.Queue, old.Queue) {
 		return true
 	}
 	for i, g := range l.GPUs {
@@ -180,6 +181,7 @@ const (
 	liveTold  = 17 // more of one that runs share, and the name of their owner
 	liveHeld  = 7  // a device of which nothing is told but that it is held
 	liveModel = 3  // a model in memory
+	liveQueue = 4  // that others wait
 	liveAsks  = 10 // that there are any, and the requests for them
 )
 
@@ -191,6 +193,9 @@ func (l Live) Trim() Live {
 	room := MaxLive - liveBase
 	if len(l.Loaded) > 0 || l.Asked > 0 {
 		room -= liveAsks + len(l.Loaded)*liveModel
+	}
+	if l.Queue > 0 {
+		room -= liveQueue
 	}
 	all := 0
 	for _, g := range l.GPUs {

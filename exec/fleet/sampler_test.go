@@ -215,6 +215,8 @@ func genLive(t *rapid.T) Live {
 		Runs:       rapid.IntRange(0, 65535).Draw(t, "runs"),
 		CPUPercent: rapid.IntRange(Unknown, 100).Draw(t, "percent"),
 		Taken:      rapid.Uint32().Draw(t, "taken"),
+		OnBattery:  rapid.Bool().Draw(t, "battery"),
+		Queue:      rapid.IntRange(0, mostQueue).Draw(t, "queue"),
 	}
 	for range n {
 		l.GPUs = append(l.GPUs, LiveGPU{

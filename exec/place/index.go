@@ -276,6 +276,12 @@ func columnKey(spec *task.Spec, from policy.Asker) string {
 	for _, list := range [][]string{n.GPUModels, n.Arch, n.OS, n.Labels, n.Engines, spec.Prefer, {spec.Driver, from.Owner, from.Node, from.Role}} {
 		b = append(append(b, 1), strings.Join(list, "\x00")...)
 	}
+	if v := spec.Serve; v != nil {
+		b = strconv.AppendUint(append(b, 2), uint64(v.Size), 36)
+		for _, id := range v.On {
+			b = append(b, id[:]...)
+		}
+	}
 	return string(b)
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/balanceai/balance/exec/policy"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/identity"
+	"github.com/balanceai/balance/mesh/wire"
 )
 
 // noon is the submitter's clock in these tests.
@@ -395,12 +396,19 @@ func TestPreferences(t *testing.T) {
 	laptop := func(battery bool) func(*fleet.Node) {
 		return func(n *fleet.Node) { n.Offer.Portable, n.Live.OnBattery = true, battery }
 	}
+	serves := spec(task.Needs{})
+	serves.Serve = &task.Serve{Kind: task.ServeModel, Name: "m", Weights: wire.Hash{1}, Size: 10 * task.GiB, On: []identity.ID{machine(2).ID}}
+	line := func(n *fleet.Node) { n.Live.Queue = 40 }
 	for name, tc := range map[string]struct {
 		spec  *task.Spec
 		nodes []fleet.Node
 		want  string
 		part  string
 	}{
+		"no line":    {spec(task.Needs{}), []fleet.Node{machine(1, line), machine(2)}, "node-2 node-1", "starts in about 0.1 s or less"},
+		"in line":    {spec(task.Needs{}), []fleet.Node{machine(1, line)}, "node-1", "starts in about 40.0 s, as others wait there"},
+		"weights":    {serves, []fleet.Node{machine(1), machine(2)}, "node-2 node-1", "starts in about 0.1 s or less"},
+		"no weights": {serves, []fleet.Node{machine(1)}, "node-1", "with 10 GiB to send"},
 		"a fast way": {input, []fleet.Node{machine(1, carries(50*task.MiB)), machine(2, carries(10*task.GiB))}, "node-2 node-1", "with 100 GiB to send on the local network at the measured 10 GiB/s"},
 		"no laptop":  {spec(task.Needs{}), []fleet.Node{machine(1, laptop(true)), machine(2, laptop(false)), machine(3)}, "node-3 node-2 node-1", "is no laptop"},
 		"plugged in": {spec(task.Needs{}), []fleet.Node{machine(1, laptop(true)), machine(2, laptop(false))}, "node-2 node-1", "is a laptop, plugged in"},

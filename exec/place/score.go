@@ -2,6 +2,7 @@ package place
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/balanceai/balance/exec/fleet"
@@ -62,19 +63,20 @@ func (f *fit) total() int {
 	return startScore(start) + f.packs(f.devices)*levelPoints + f.scoreOwner().Points + f.scoreWishes().Points + f.scorePower().Points + f.nearScore() + f.fitScore()
 }
 
-// start estimates when the run could start: what has to travel to the machine
-// first, over the path to it.
+// start estimates when the run could start: after those who wait there already, and
+// when what it needs has travelled to the machine, over the path to it.
 func (f *fit) start() (time.Duration, string) {
-	var size task.Bytes
-	for _, in := range f.spec.Inputs {
-		size += in.Size
+	wait := time.Duration(f.live.Queue) * time.Second
+	why := ""
+	if wait > 0 {
+		why = ", as others wait there"
 	}
-	var wait time.Duration
 	if f.spec.Driver == task.DriverImage {
 		wait += imageStart
 	}
-	if f.node.Self {
-		return wait, ""
+	size := f.toSend()
+	if f.node.Self && size == 0 {
+		return wait, why
 	}
 	if f.node.State == fleet.Suspect {
 		wait += suspectStart
@@ -91,9 +93,23 @@ func (f *fit) start() (time.Duration, string) {
 	}
 	wait += 2*f.node.Path.RTT + time.Duration(float64(size)/rate*float64(time.Second))
 	if size == 0 {
-		return wait, ""
+		return wait, why
 	}
-	return wait, fmt.Sprintf(", with %v to send %s", size, way)
+	return wait, why + fmt.Sprintf(", with %v to send %s", size, way)
+}
+
+// toSend is what the machine lacks of what the run needs: its inputs, which its
+// submitter has, and the weights of a model that it serves.
+func (f *fit) toSend() (size task.Bytes) {
+	if !f.node.Self {
+		for _, in := range f.spec.Inputs {
+			size += in.Size
+		}
+	}
+	if v := f.spec.Serve; v != nil && !slices.Contains(v.On, f.node.ID) {
+		size += v.Size
+	}
+	return size
 }
 
 // startScore gives points for each halving, from a minute down to a second.

@@ -30,6 +30,7 @@ type line struct {
 	waiting []*bidder
 	kept    map[string]*bidder // by run
 	usage   queue.Usage
+	waited  time.Duration // about, those whose turn has come lately
 }
 
 // bidder is a run that waits for a part of the machine, or has it kept.
@@ -41,6 +42,7 @@ type bidder struct {
 	facts []byte        // likewise: what is free besides
 	why   []task.Reason // it waits, or cannot be here any more
 	never bool          // the latter
+	came  time.Time     // into the line
 	turn  chan struct{} // closed when its part is kept
 	over  chan struct{} // closed when it is forgotten: the order is there, or it can never be here
 }
@@ -180,10 +182,26 @@ func (r *Runner) enter(bid task.Bid) (*bidder, error) {
 	case never(reasons) || !bid.Wait:
 		return nil, refused(reasons...)
 	default:
-		b.why = reasons
+		b.why, b.came = reasons, r.cfg.Now()
 		r.line.waiting = append(r.line.waiting, b)
+		r.changed()
 	}
 	return b, nil
+}
+
+// Queue estimates how long a run would wait here for its turn: as long as those
+// did whose turn came lately, or whoever waits now; 0 where nobody waits.
+func (r *Runner) Queue() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.line.waiting) == 0 {
+		return 0
+	}
+	long := r.line.waited
+	for _, b := range r.line.waiting {
+		long = max(long, r.cfg.Now().Sub(b.came))
+	}
+	return long
 }
 
 // never reports whether time alone does not remove the reasons.
@@ -213,6 +231,9 @@ func (r *Runner) quit(b *bidder) {
 func (r *Runner) keep(b *bidder) {
 	if r.cfg.Facts != nil {
 		b.facts = r.cfg.Facts(r.heldLocked())
+	}
+	if !b.came.IsZero() {
+		r.line.waited += (r.cfg.Now().Sub(b.came) - r.line.waited) / 4
 	}
 	r.line.kept[b.Run] = b
 	r.line.waiting = slices.DeleteFunc(r.line.waiting, func(w *bidder) bool { return w == b })

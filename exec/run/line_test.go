@@ -203,6 +203,7 @@ func TestLineMoves(t *testing.T) {
 	b.add("never", task.Bid{Spec: sized(3 * task.Core), Wait: true})
 	b.add("two", task.Bid{Spec: sized(task.Core), Wait: true})
 	b.add("three", task.Bid{Spec: sized(task.Core), Wait: true})
+	eventually(t, "it says how long others wait", func() bool { return l.Queue() > 10*time.Millisecond })
 	var no *task.Refusal
 	if b.leave("never"); !errors.As(b.err["never"], &no) || no.Reasons[0].Ever {
 		t.Errorf("a bid for more than there is: %v", b.err["never"])
@@ -221,6 +222,9 @@ func TestLineMoves(t *testing.T) {
 	})
 	b.leave("one")
 	b.wait("one", "two", "three")
+	if q := l.Queue(); q != 0 {
+		t.Errorf("nobody waits, for %v", q)
+	}
 }
 
 // Owners take turns, however many runs one of them has in line; on the owner's own

@@ -77,7 +77,7 @@ func (m Model) Specs() ([]task.Spec, error) {
 	base := task.Spec{
 		Agent: task.ServePrefix + m.Name, Driver: task.DriverProcess, Detached: true, Retry: task.RetryNever,
 		Needs: task.Needs{Engines: []string{m.Engine}},
-		Serve: &task.Serve{Kind: task.ServeModel, Name: m.Name, Health: "/health", Weights: m.Weights, Idle: m.Idle},
+		Serve: &task.Serve{Kind: task.ServeModel, Name: m.Name, Health: "/health", Weights: m.Weights, Size: m.Size, Idle: m.Idle},
 	}
 	context := strconv.Itoa(m.Context)
 	var out []task.Spec

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/balanceai/balance/mesh/identity"
 	"github.com/balanceai/balance/mesh/wire"
 )
 
@@ -21,6 +22,8 @@ type Serve struct {
 	Port    int           `cbor:"6,keyasint,omitempty" json:"port,omitempty"` // of an agent, in the mesh; 0 for the one that its machine has chosen
 	Card    string        `cbor:"7,keyasint,omitempty" json:"card,omitempty"` // path of an agent's A2A card, where it has one
 	To      []string      `cbor:"8,keyasint,omitempty" json:"to,omitempty"`   // owners besides its machine's own who may ask an agent
+	Size    Bytes         `cbor:"9,keyasint,omitempty" json:"size,omitempty"` // of the weights
+	On      []identity.ID `cbor:"10,keyasint,omitempty" json:"on,omitempty"`  // machines that keep them, as far as its submitter knows
 }
 
 // What a run serves.
@@ -45,6 +48,7 @@ const (
 	maxServeName = 200
 	maxServePath = 200
 	maxServeTo   = 64
+	MaxServeOn   = 64
 )
 
 func (s *Spec) checkServe() error {
@@ -62,6 +66,8 @@ func (s *Spec) checkServe() error {
 		return fmt.Errorf("serve: idle %v", v.Idle)
 	case v.Port < 0 || v.Port > 65535:
 		return fmt.Errorf("serve: port %d", v.Port)
+	case len(v.On) > MaxServeOn:
+		return fmt.Errorf("serve: weights on %d machines: the limit is %d", len(v.On), MaxServeOn)
 	case len(v.To) > maxServeTo:
 		return fmt.Errorf("serve: %d owners: the limit is %d", len(v.To), maxServeTo)
 	}
