@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 )
 
@@ -21,12 +22,13 @@ type cluster struct {
 	t     testing.TB
 	hosts []host
 	homes []home
+	nodes []*exec.Cmd // the last one of each
 }
 
 func newCluster(t testing.TB, hosts ...host) *cluster {
 	t.Helper()
 	dir := shortDir(t)
-	c := &cluster{t: t, hosts: hosts}
+	c := &cluster{t: t, hosts: hosts, nodes: make([]*exec.Cmd, len(hosts))}
 	invite := filepath.Join(dir, "invite")
 	for i, h := range hosts {
 		c.homes = append(c.homes, home(filepath.Join(dir, h.name)))
@@ -57,7 +59,20 @@ func newCluster(t testing.TB, hosts ...host) *cluster {
 func (c *cluster) up(i int) {
 	c.t.Helper()
 	args := append([]string{"--home", string(c.homes[i]), "up", "--listen", "127.0.0.1:0", "--no-multicast"}, c.hosts[i].args...)
-	startIn(c.t, exec.Command("balance", args...), c.homes[i])
+	c.nodes[i] = exec.Command("balance", args...)
+	startIn(c.t, c.nodes[i], c.homes[i])
+}
+
+// stop lets a node stand still, as a machine that is lost does, and goOn lets it go
+// on.
+func (c *cluster) stop(i int) { c.signal(i, syscall.SIGSTOP) }
+func (c *cluster) goOn(i int) { c.signal(i, syscall.SIGCONT) }
+
+func (c *cluster) signal(i int, sig syscall.Signal) {
+	c.t.Helper()
+	if err := c.nodes[i].Process.Signal(sig); err != nil {
+		c.t.Fatal(err)
+	}
 }
 
 // balance runs a command on a node, and returns what it writes.

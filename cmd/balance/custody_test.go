@@ -39,10 +39,10 @@ func (c *cluster) awaitState(i int, run string, want func(*inspectReply) bool) i
 // sees it through, and the laptop catches up with its ledger, output and files.
 func TestCustody(t *testing.T) {
 	if testing.Short() {
-		t.Skip("starts three nodes")
+		t.Skip("starts four nodes")
 	}
-	c := newCluster(t, host{name: "laptop", owner: "ana", client: true}, host{name: "server", owner: "ana", client: true, args: []string{"--always-on"}}, host{name: "worker", owner: "ana"})
-	const laptop, server, worker = 0, 1, 2
+	c := newCluster(t, host{name: "laptop", owner: "ana", client: true}, host{name: "server", owner: "ana", client: true, args: []string{"--always-on"}}, host{name: "worker", owner: "ana"}, host{name: "spare", owner: "ana"})
+	const laptop, server, worker, spare = 0, 1, 2, 3
 	awaitNode(t, c.homes[laptop], "server", func(r nodeRow) bool { return r.Always })
 	dir := t.TempDir()
 	gate, input := filepath.Join(dir, "gate"), filepath.Join(dir, "input")
@@ -50,7 +50,7 @@ func TestCustody(t *testing.T) {
 		t.Fatal(err)
 	}
 	wait := "until [ -e " + gate + " ]; do sleep 0.05; done; "
-	run := strings.TrimSpace(c.balance(laptop, "run", "-d", "-I", input, "-o", "out", "--", "sh", "-c", "echo begun; "+wait+"cp input out; echo done; exit 3"))
+	run := strings.TrimSpace(c.balance(laptop, "run", "-d", "--node", "worker", "-I", input, "-o", "out", "--", "sh", "-c", "echo begun; "+wait+"cp input out; echo done; exit 3"))
 	if r := c.status(laptop, run); !r.InCustody() || r.OnItsWay() || r.Submitter != r.Custodian {
 		c.awaitState(laptop, run, func(r *inspectReply) bool { return r.InCustody() && !r.OnItsWay() })
 	}
@@ -91,6 +91,30 @@ func TestCustody(t *testing.T) {
 		c.awaitState(laptop, run, func(r *inspectReply) bool { return r.State == task.Running })
 		c.balance(laptop, "cancel", run)
 		c.awaitState(laptop, run, func(r *inspectReply) bool { return r.State == task.Cancelled && r.Receipt })
+	})
+	t.Run("retry", func(t *testing.T) {
+		marks := filepath.Join(dir, "marks")
+		run := strings.TrimSpace(c.balance(laptop, "run", "-d", "--retry", "on-loss", "--lease", "3s", "-o", "out", "--",
+			"sh", "-c", "echo $BALANCE_ATTEMPT >>"+marks+"; [ $BALANCE_ATTEMPT = 1 ] && sleep 600; echo second >out"))
+		r := c.awaitState(laptop, run, func(r *inspectReply) bool { return r.State == task.Running })
+		c.balance(laptop, "down")
+		lost := worker
+		if r.Node == "spare" {
+			lost = spare
+		}
+		c.stop(lost)
+		c.awaitState(server, run, func(r *inspectReply) bool { return r.Receipt && r.State == task.Succeeded && r.Attempt > 1 })
+		c.up(laptop)
+		c.awaitState(laptop, run, func(r *inspectReply) bool { return r.Receipt && r.State == task.Succeeded })
+		c.balance(laptop, "outputs", run, "--out", filepath.Join(dir, "second"))
+		if b, err := os.ReadFile(filepath.Join(dir, "second", "out")); string(b) != "second\n" {
+			t.Errorf("output file %q, %v", b, err)
+		}
+		if b, _ := os.ReadFile(marks); string(b) != "1\n2\n" {
+			t.Errorf("attempts %q", b)
+		}
+		c.goOn(lost)
+		awaitAll(t, c.homes[laptop], 4)
 	})
 	t.Run("by its own", func(t *testing.T) {
 		run := strings.TrimSpace(c.balance(laptop, "run", "-d", "--custodian", "none", "--", "true"))
