@@ -244,7 +244,7 @@ func TestManifests(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		spec, sources, err := m.Spec([]string{"5"})
+		spec, sources, err := m.Spec([]string{"5"}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -86,13 +86,32 @@ type Agent struct {
 	Name        string
 	Path        string // as `balance run` takes it
 	Description string
+	Parameters  []Parameter // as far as they are known
 }
+
+// Parameter is something that an agent is told.
+type Parameter struct {
+	Name    string
+	About   string
+	Choices []string // it is one of these; nil: any text
+	Default string   // where nothing is given
+	Needed  bool     // there is no default
+}
+
+// UntoldError is the answer to a draft of an agent that has to be told more.
+type UntoldError struct {
+	Parameters []Parameter // all that it can be told
+	Text       string
+}
+
+func (e *UntoldError) Error() string { return e.Text }
 
 // Draft is a run that is being written. Zero needs mean what the agent's
 // manifest says, or the defaults.
 type Draft struct {
-	Agent   string   // path of a manifest; empty for a bare command
-	Command []string // the command, or the agent's arguments
+	Agent   string            // path of a manifest; empty for a bare command
+	Command []string          // the command, or the agent's arguments
+	Params  map[string]string // that the agent is told
 	Needs   task.Needs
 	Time    time.Duration // limit; 0 for none
 	Node    string        // the one machine that may run it; empty for the best

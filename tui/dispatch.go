@@ -128,6 +128,9 @@ func (a planAnswer) apply(m *model) tea.Cmd {
 	if p.planErr = a.err; a.err == nil {
 		p.plan, p.planOf, p.planned = a.plan, a.draft, true
 	}
+	if untold := (*UntoldError)(nil); errors.As(a.err, &untold) {
+		p.setParameters(a.draft.Agent, untold.Parameters)
+	}
 	return nil
 }
 
@@ -184,15 +187,15 @@ func (p *dispatchPage) draw(c *canvas, a area) {
 		form.y, form.h = a.y+1, a.h-1
 		form.w = min(max(a.w*2/5, 46), 72)
 		ranking = area{a.x + form.w + 1, a.y, a.w - form.w - 2, a.h}
-	case a.h > int(fieldCount)+5:
-		form.h = int(fieldCount) + 1
+	case a.h > len(p.fields)+5:
+		form.h = len(p.fields) + 1
 		ranking = area{a.x + 1, a.y + form.h, a.w - 2, a.h - form.h}
 	default: // the outcome alone
 		form.h = max(a.h-1, 0)
 		ranking = area{a.x + 1, a.y + form.h, a.w - 2, a.h - form.h}
 	}
 	p.drawForm(c, form)
-	p.drawAgents(c, area{form.x, form.y + int(fieldCount) + 1, form.w, form.h - int(fieldCount) - 1})
+	p.drawAgents(c, area{form.x, form.y + len(p.fields) + 1, form.w, form.h - len(p.fields) - 1})
 	if a.w >= 100 {
 		drawPane(c, area{ranking.x, ranking.y, ranking.w, ranking.h}, nil)
 		ranking.x, ranking.w = ranking.x+3, ranking.w-3
@@ -220,8 +223,8 @@ func (p *dispatchPage) verdict() text {
 func (p *dispatchPage) drawForm(c *canvas, a area) {
 	const labels = 11
 	_, _ = p.draft() // for what is wrong with the fields
-	top := max(0, min(int(p.at)-a.h+1, int(fieldCount)-a.h))
-	for i := top; i < int(fieldCount) && i-top < a.h; i++ {
+	top := max(0, min(int(p.at)-a.h+1, len(p.fields)-a.h))
+	for i := top; i < len(p.fields) && i-top < a.h; i++ {
 		id, y := fieldID(i), a.y+i-top
 		f := &p.fields[id]
 		marker, st := " ", dim

@@ -2,6 +2,9 @@ package tui
 
 import (
 	"fmt"
+	"maps"
+	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -11,7 +14,7 @@ import (
 // form is a draft of a run while it is written: text that is typed, and
 // choices.
 type form struct {
-	fields [fieldCount]field
+	fields []field // the fixed ones, and one for each parameter of the agent
 	at     fieldID
 	agents []Agent
 	nodes  []string
@@ -37,14 +40,15 @@ type field struct {
 	label  string
 	hint   string // shown while it is empty
 	choice bool   // one of some; otherwise typed
-	chosen int    // 0: none of them
+	param  *Parameter
+	chosen int // 0: none of them
 	input  input
 	err    error // what is wrong with what was typed
 }
 
 func newForm() form {
 	f := form{at: fieldCommand}
-	f.fields = [fieldCount]field{
+	f.fields = []field{
 		fieldAgent:   {label: "agent", choice: true},
 		fieldCommand: {label: "command", hint: "type what to run, as in a shell"},
 		fieldNode:    {label: "machine", choice: true},
@@ -62,13 +66,21 @@ func (f *form) current() *field { return &f.fields[f.at] }
 
 // move goes to another field.
 func (f *form) move(n int) {
-	f.at = (f.at + fieldID(n) + fieldCount) % fieldCount
+	count := fieldID(len(f.fields))
+	f.at = (f.at + fieldID(n) + count) % count
 }
 
 // choices returns what a choice field can be, the first being none of them.
 func (f *form) choices(id fieldID) []string {
 	if id == fieldNode {
 		return append([]string{"the best one"}, f.nodes...)
+	}
+	if p := f.fields[id].param; p != nil {
+		first := "as usual: " + p.Default
+		if p.Needed {
+			first = "has to be chosen"
+		}
+		return append([]string{first}, p.Choices...)
 	}
 	out := []string{"none, a command"}
 	for _, a := range f.agents {
@@ -82,6 +94,39 @@ func (f *form) choose(n int) {
 	c := f.current()
 	count := len(f.choices(f.at))
 	c.chosen = (c.chosen + n + count) % count
+	f.ask()
+}
+
+// ask has a field for each parameter of the agent that is chosen. What was typed
+// stays where the agent does.
+func (f *form) ask() {
+	var params []Parameter
+	if a := f.agent(); a != nil {
+		params = a.Parameters
+	}
+	same := slices.EqualFunc(f.fields[fieldCount:], params, func(fd field, p Parameter) bool { return reflect.DeepEqual(*fd.param, p) })
+	if same {
+		return
+	}
+	f.fields = f.fields[:fieldCount:fieldCount]
+	for _, p := range params {
+		hint := p.About
+		if !p.Needed {
+			hint = strings.TrimSpace(hint + " (" + p.Default + ")")
+		}
+		f.fields = append(f.fields, field{label: p.Name, hint: hint, choice: len(p.Choices) > 0, param: &p})
+	}
+	f.at = min(f.at, fieldID(len(f.fields)-1))
+}
+
+// setParameters gives what an agent can be told.
+func (f *form) setParameters(path string, list []Parameter) {
+	for i := range f.agents {
+		if f.agents[i].Path == path {
+			f.agents[i].Parameters = list
+		}
+	}
+	f.ask()
 }
 
 // chooseLetter goes to the next choice that begins with what was typed.
@@ -91,6 +136,7 @@ func (f *form) chooseLetter(s string) {
 		at := (c.chosen + i) % len(all)
 		if strings.HasPrefix(strings.ToLower(all[at]), strings.ToLower(s)) {
 			c.chosen = at
+			f.ask()
 			return
 		}
 	}
@@ -112,7 +158,15 @@ func (f *form) setAgents(agents []Agent) {
 		return out
 	}
 	f.fields[fieldAgent].chosen = keepChoice(paths(f.agents), f.fields[fieldAgent].chosen, paths(agents))
+	for i, a := range agents {
+		for _, old := range f.agents {
+			if a.Parameters == nil && old.Path == a.Path {
+				agents[i].Parameters = old.Parameters
+			}
+		}
+	}
 	f.agents = agents
+	f.ask()
 }
 
 func keepChoice(old []string, chosen int, list []string) int {
@@ -167,6 +221,21 @@ func (f *form) draft() (d Draft, ok bool) {
 		return nil
 	})
 	read(fieldTime, func(s string) (err error) { d.Time, err = task.ParseDuration(s); return err })
+	for i := int(fieldCount); i < len(f.fields); i++ {
+		tell := func(s string) error {
+			if d.Params == nil {
+				d.Params = map[string]string{}
+			}
+			d.Params[f.fields[i].param.Name] = s
+			return nil
+		}
+		switch fd := &f.fields[i]; {
+		case !fd.choice:
+			read(fieldID(i), tell)
+		case fd.chosen > 0:
+			_ = tell(fd.param.Choices[fd.chosen-1]) // which takes all
+		}
+	}
 	return d, ok
 }
 
@@ -205,6 +274,9 @@ func (d Draft) line() string {
 	}
 	if d.Time > 0 {
 		flag("time-limit", task.FormatDuration(d.Time))
+	}
+	for _, name := range slices.Sorted(maps.Keys(d.Params)) {
+		flag("param", name+"="+d.Params[name])
 	}
 	switch {
 	case d.Agent != "":

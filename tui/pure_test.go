@@ -474,6 +474,35 @@ func TestDraft(t *testing.T) {
 	}
 }
 
+// An agent that has to be told something has a field for it.
+func TestDraftOfParameters(t *testing.T) {
+	f := newForm()
+	f.setAgents([]Agent{{Name: "report", Path: "report"}, {Name: "plain", Path: "plain"}})
+	f.at = fieldAgent
+	f.choose(1)
+	if len(f.fields) != int(fieldCount) {
+		t.Fatalf("%d fields", len(f.fields))
+	}
+	f.setParameters("report", []Parameter{{Name: "topic", Needed: true}, {Name: "style", Choices: []string{"short", "long"}, Default: "short"}})
+	if len(f.fields) != int(fieldCount)+2 {
+		t.Fatalf("%d fields", len(f.fields))
+	}
+	f.fields[fieldCount].input.set("tides, and ebbs")
+	f.setAgents([]Agent{{Name: "report", Path: "report"}, {Name: "plain", Path: "plain"}}) // asked for again
+	f.at = fieldCount + 1
+	f.choose(2)
+	d, ok := f.draft()
+	const want = "balance run -d --param style=long --param 'topic=tides, and ebbs' report"
+	if got := d.line(); !ok || got != want {
+		t.Errorf("%s\nwant %s", got, want)
+	}
+	f.at = fieldAgent
+	f.choose(1)
+	if d, _ = f.draft(); len(f.fields) != int(fieldCount) || d.Params != nil || d.Agent != "plain" {
+		t.Errorf("another agent has %d fields and is told %v", len(f.fields), d.Params)
+	}
+}
+
 func TestTerms(t *testing.T) {
 	nodes := testMesh().Nodes
 	got := strings.Join(terms(&nodes[0]), "\n")

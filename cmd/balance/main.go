@@ -15,6 +15,7 @@ import (
 	"charm.land/fang/v2"
 	"github.com/spf13/cobra"
 
+	"github.com/balanceai/balance/exec/agent"
 	"github.com/balanceai/balance/exec/dispatch"
 	"github.com/balanceai/balance/exec/place"
 	"github.com/balanceai/balance/store"
@@ -134,7 +135,10 @@ func (a *app) setUp(*cobra.Command, []string) error {
 // errorCode gives an error of another package its code.
 func errorCode(err error) string {
 	var ambiguous *store.AmbiguousError
+	var param *agent.ParameterError
 	switch {
+	case errors.As(err, &param):
+		return "usage"
 	case errors.Is(err, store.ErrNotFound), errors.Is(err, place.ErrNoNode):
 		return "not_found"
 	case errors.As(err, &ambiguous), errors.Is(err, place.ErrAmbiguous):

@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/term"
 
 	"github.com/balanceai/balance/cmd/balance/quick"
 	"github.com/balanceai/balance/exec/agent"
@@ -25,9 +26,11 @@ import (
 
 // draft is a run as a person asks for it, before its inputs are packed.
 type draft struct {
-	agent     string   // manifest, folder with one, or name
-	args      []string // appended to the agent's command
-	command   []string // instead of an agent
+	agent     string                                // manifest, folder with one, or name
+	args      []string                              // appended to the agent's command
+	command   []string                              // instead of an agent
+	params    map[string]string                     // that the agent is told
+	ask       func(agent.Parameter) (string, error) // for one that is missing; nil for nobody
 	needs     task.Needs
 	limits    task.Limits
 	network   []string // hosts that it may reach out of a sandbox
@@ -58,6 +61,8 @@ type draft struct {
 	from  map[string]agent.SecretSource
 	given map[string]bool
 	base  string
+	// likewise: what the agent can be told.
+	parameters []agent.Parameter
 }
 
 // compile makes the spec of a draft and puts its inputs into the blob store,
@@ -88,8 +93,12 @@ func (a *app) outline(ctx context.Context, d *draft) (task.Spec, []agent.Source,
 			return spec, nil, err
 		}
 		var own []agent.Source
-		if spec, own, err = m.Spec(d.args); err != nil {
+		d.parameters = m.Parameters()
+		if err := d.askAll(); err != nil {
 			return spec, nil, err
+		}
+		if spec, own, err = m.Spec(d.args, d.params); err != nil {
+			return spec, nil, paramProblem(err)
 		}
 		if spec.Retry == "" && m.Idempotent && d.detach && !d.open { // at a terminal, a person decides
 			spec.Retry = task.RetryOnLoss
@@ -272,8 +281,9 @@ func draftFlags(f *pflag.FlagSet, d *draft) {
 	f.Var(gangNodes{&d.gang}, "gang", "one program on this many machines, each with a rank: all start together or none does")
 	f.Var(gangPort{&d.gang}, "gang-port", "with --gang: the port of loopback at which each rank listens for the others (default: a free one)")
 	f.StringVar(&d.isolation, "isolation", "", "process or sandbox; as the machine's owner wants if not given, or more")
-	f.StringToStringVarP(&d.env, "env", "e", nil, "environment variable, NAME=VALUE")
+	f.VarP(pairs{&d.env}, "env", "e", "environment variable, NAME=VALUE; repeatable")
 	f.StringArrayVar(&d.secrets, "secret", nil, "NAME[=env:VAR|file:PATH|keyring:KEY]: a variable whose value no record, log or file has; repeatable")
+	f.Var(pairs{&d.params}, "param", "what the agent is told, NAME=VALUE; repeatable")
 	f.VarP(sources{&d.inputs}, "input", "I", "file or folder to take along, PATH or PATH:NAME")
 	f.StringSliceVarP(&d.outputs, "output", "o", nil, "file or folder to bring back")
 }
@@ -336,6 +346,9 @@ func (a *app) runCommand() *cobra.Command {
 				return err
 			}
 			d.stdin = piped(a.in)
+			if a.in != nil && term.IsTerminal(int(a.in.Fd())) && !a.print.json {
+				d.ask = a.askFor
+			}
 			detach, err := parseKeys(keys)
 			if err != nil {
 				return err

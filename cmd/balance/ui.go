@@ -170,7 +170,7 @@ func (b *backend) Agents(ctx context.Context) ([]tui.Agent, error) {
 			a := tui.Agent{Name: filepath.Base(folder), Path: folder}
 			m, err := agent.Load(folder)
 			if err == nil {
-				a.Name, a.Description = m.Name, m.Description
+				a.Name, a.Description, a.Parameters = m.Name, m.Description, parametersOf(m.Parameters())
 			} else {
 				a.Description = "has mistakes: balance run " + folder + " shows them"
 			}
@@ -195,6 +195,9 @@ func (b *backend) Plan(ctx context.Context, d tui.Draft) (ranking task.Ranking, 
 		own.command = []string{"true"}
 	}
 	spec, _, err := b.outline(ctx, own)
+	if missing := (*agent.ParameterError)(nil); errors.As(err, &missing) && len(missing.Missing) > 0 {
+		return nil, &tui.UntoldError{Parameters: parametersOf(own.parameters), Text: missing.Error()}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -222,9 +225,16 @@ func (b *backend) draft(d tui.Draft) *draft {
 	own := &draft{needs: d.Needs, node: d.Node}
 	own.limits.Time = d.Time
 	if d.Agent != "" {
-		own.agent, own.args = d.Agent, d.Command
+		own.agent, own.args, own.params = d.Agent, d.Command, d.Params
 	} else {
 		own.command = d.Command
 	}
 	return own
+}
+
+func parametersOf(list []agent.Parameter) (out []tui.Parameter) {
+	for _, p := range list {
+		out = append(out, tui.Parameter{Name: p.Name, About: p.About(), Choices: p.Choices, Default: p.Default, Needed: !p.Optional})
+	}
+	return out
 }

@@ -59,7 +59,7 @@ func TestManifest(t *testing.T) {
 	if m.Name != "evaluate-model" || m.Description != "Runs the evaluation suite\non one device.\n" || m.Digest != sha256.Sum256(data) {
 		t.Errorf("got %+v", m)
 	}
-	spec, sources, err := m.Spec([]string{"--quick", "two words"})
+	spec, sources, err := m.Spec([]string{"--quick", "two words"}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +98,7 @@ func TestSecretsInManifest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	spec, _, err := m.Spec(nil)
+	spec, _, err := m.Spec(nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,12 +147,12 @@ func TestSpecIsACopy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	one, sources, err := m.Spec([]string{"c"})
+	one, sources, err := m.Spec([]string{"c"}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	one.Command[0], one.Env["X"], one.Outputs[0], sources[0].To = "changed", "changed", "changed", "changed"
-	two, again, err := m.Spec([]string{"d"})
+	two, again, err := m.Spec([]string{"d"}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,7 +160,7 @@ func TestSpecIsACopy(t *testing.T) {
 	same(t, two.Env, map[string]string{"X": "1"})
 	same(t, two.Outputs, []string{"out"})
 	same(t, again, []Source{{"a/in", "in"}})
-	if _, _, err := m.Spec([]string{"nul\x00"}); err == nil {
+	if _, _, err := m.Spec([]string{"nul\x00"}, nil); err == nil {
 		t.Error("an argument with a NUL byte passed")
 	}
 }
@@ -178,7 +178,7 @@ func TestManifestName(t *testing.T) {
 		if m.Name != want {
 			t.Errorf("%s: name %q, want %q", file, m.Name, want)
 		}
-		if spec, _, err := m.Spec(nil); err != nil || spec.Driver != task.DriverImage || spec.Image != "alpine:3" {
+		if spec, _, err := m.Spec(nil, nil); err != nil || spec.Driver != task.DriverImage || spec.Image != "alpine:3" {
 			t.Errorf("%s: %+v, %v", file, spec, err)
 		}
 	}
@@ -406,6 +406,7 @@ func FuzzParse(f *testing.F) {
 		f.Add(data)
 	}
 	f.Add([]byte("command: [a]\nprocess: {}\nsecrets: {A: {file: k, host: a.example, prefix: 'B '}, B: {expose: true, to: others}}"))
+	f.Add([]byte(told))
 	f.Add([]byte("a: &a [*a, *a]\nb: !!str\n---\n..."))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		m, err := Parse("x/agent.yaml", data)
@@ -413,7 +414,14 @@ func FuzzParse(f *testing.F) {
 			check(t, err)
 			return
 		}
-		spec, sources, err := m.Spec([]string{"arg"})
+		given := map[string]string{}
+		for _, p := range m.Parameters() {
+			given[p.Name] = map[string]string{TypeInteger: "1", TypeNumber: "1", TypeBoolean: "true"}[p.Type]
+			if len(p.Choices) > 0 {
+				given[p.Name] = p.Choices[0]
+			}
+		}
+		spec, sources, err := m.Spec([]string{"arg"}, given)
 		if err != nil {
 			t.Fatalf("the manifest passed, but not its spec: %v", err)
 		}

@@ -34,7 +34,12 @@ func (m *Manifest) Sources() []Source { return slices.Clone(m.sources) }
 // with its inputs: whoever allows an agent allows what its manifest says and no
 // more. Arguments may follow its command. Needs and limits are asked elsewhere.
 func (m *Manifest) Check(s *task.Spec, inputs []task.Input) error {
-	own := &m.spec
+	own := m.spec
+	values, err := m.values(m.given(s.Env))
+	if err != nil {
+		return fmt.Errorf("is no run of the agent %s that is installed here: %w", m.Name, err)
+	}
+	own.Command, own.Env = m.told(values)
 	for _, part := range []struct {
 		same bool
 		what string

@@ -48,7 +48,7 @@ func TestCheck(t *testing.T) {
 	}
 	inputs := []task.Input{{Path: "greet.sh", Tree: [32]byte{1}, Kind: task.KindFile}, {Path: "list.txt", Tree: [32]byte{2}, Kind: task.KindFile}}
 	spec := func() task.Spec {
-		s, _, err := m.Spec([]string{"world"})
+		s, _, err := m.Spec([]string{"world"}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

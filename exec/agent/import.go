@@ -333,7 +333,9 @@ func (in *importer) goose() error {
 	in.name(of(in.root, "title"))
 	in.about(of(in.root, "description"))
 	// goose wants the host of OpenAI's API without the path.
-	in.set("command", flow("sh", "-c", `OPENAI_HOST=${OPENAI_BASE_URL%/v1} GOOSE_PROVIDER=openai GOOSE_MODEL=$OPENAI_MODEL exec goose run --no-session --recipe "$@"`, "goose", in.file))
+	args := in.gooseParameters()
+	command := []string{"sh", "-c", `OPENAI_HOST=${OPENAI_BASE_URL%/v1} GOOSE_PROVIDER=openai GOOSE_MODEL=$OPENAI_MODEL exec goose run --no-session --recipe "$@"`, "goose", in.file}
+	in.set("command", flow(append(command, args...)...))
 	in.set("process", table())
 	in.set("inputs", flow(in.file))
 	settings := at(in.root, "settings")
@@ -344,13 +346,6 @@ func (in *importer) goose() error {
 	}
 	if p := of(settings, "goose_provider"); p != "" && p != "openai" {
 		in.left("settings.goose_provider: %s is not asked: the model is one of the mesh", p)
-	}
-	if list := at(in.root, "parameters"); list != nil {
-		var names []string
-		for _, p := range list.Content {
-			names = append(names, of(p, "key"))
-		}
-		in.left("parameters: give them as arguments: balance run AGENT --params %s=…", strings.Join(names, "=… --params "))
 	}
 	if list := at(in.root, "extensions"); list != nil {
 		for _, e := range list.Content {
@@ -364,4 +359,50 @@ func (in *importer) goose() error {
 	}
 	in.left("goose has to be installed on the machine: say so with a label in policy.yaml and needs: {labels: […]}")
 	return nil
+}
+
+// gooseTypes are the types of goose's parameters that have another name here. A
+// date, or the path of a file, is a text.
+var gooseTypes = map[string]string{"number": TypeNumber, "boolean": TypeBoolean}
+
+// gooseParameters takes over what a recipe is told, and returns the arguments by
+// which goose gets it.
+func (in *importer) gooseParameters() (args []string) {
+	list := at(in.root, "parameters")
+	if list == nil {
+		return nil
+	}
+	var pairs []any
+	for _, p := range list.Content {
+		key := of(p, "key")
+		if !isParameterName(key) {
+			in.left("parameters %s: no parameter can have this name here", key)
+			continue
+		}
+		var about []any
+		if d := of(p, "description"); d != "" {
+			about = append(about, "description", d)
+		}
+		if options := at(p, "options"); options != nil && of(p, "input_type") == "select" {
+			choices := flow()
+			for _, o := range options.Content {
+				choices.Content = append(choices.Content, scalar(o.Value))
+			}
+			about = append(about, "choices", choices)
+		} else if t := gooseTypes[of(p, "input_type")]; t != "" {
+			about = append(about, "type", t)
+		}
+		if at(p, "default") != nil {
+			about = append(about, "default", of(p, "default"))
+		}
+		if of(p, "input_type") == "file" {
+			in.left("parameters %s: the path of a file in the run's folder: name the file in inputs:", key)
+		}
+		pairs = append(pairs, key, table(about...))
+		args = append(args, "--params", key+"={"+key+"}")
+	}
+	if len(pairs) > 0 {
+		in.set("parameters", table(pairs...))
+	}
+	return args
 }

@@ -31,6 +31,8 @@
 //	gang: {nodes: 4, port: 29500} # one program on several machines, which start together
 //	serve: {port: 8000, health: /health,  # it answers over HTTP, until it is ended
 //	        card: /.well-known/agent-card.json, to: [ben]}
+//	parameters: {topic: {description: what to report on},   # asked for where there is no default
+//	             style: {choices: [short, long], default: short}}
 //	stdin: true                   # standard input follows
 //	idempotent: true              # running it twice does no harm: detached, it is retried on loss
 //	retry: on-loss                # or never, whatever idempotent says
@@ -42,7 +44,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -61,7 +62,7 @@ const FileName = "agent.yaml"
 const maxInputs = 256
 
 // later are the keys of manifests that a version to come understands.
-var later = []string{"parameters", "tools"}
+var later = []string{"tools"}
 
 // Manifest is an agent that can be run.
 type Manifest struct {
@@ -71,9 +72,10 @@ type Manifest struct {
 	Digest      [sha256.Size]byte // of its bytes
 	Idempotent  bool              // running it twice does no harm
 
-	spec    task.Spec
-	sources []Source
-	secrets map[string]SecretSource
+	spec       task.Spec
+	parameters []Parameter
+	sources    []Source
+	secrets    map[string]SecretSource
 }
 
 // Source is an input that has to be packed.
@@ -119,13 +121,19 @@ func Parse(name string, data []byte) (*Manifest, error) {
 	return m, nil
 }
 
-// Spec returns what to run, with args after the manifest's command, and the
-// inputs that are to be packed into it.
-func (m *Manifest) Spec(args []string) (task.Spec, []Source, error) {
+// Spec returns what to run, with the parameters that are given and args after the
+// manifest's command, and the inputs that are to be packed into it. A
+// [*ParameterError] says what is wrong with the parameters.
+func (m *Manifest) Spec(args []string, given map[string]string) (task.Spec, []Source, error) {
 	s := m.spec
+	values, err := m.values(given)
+	if err != nil {
+		return task.Spec{}, nil, err
+	}
 	s.Agent, s.Manifest = m.Name, m.Digest
-	s.Command = slices.Concat(s.Command, args)
-	s.Env, s.Outputs = maps.Clone(s.Env), slices.Clone(s.Outputs)
+	s.Command, s.Env = m.told(values)
+	s.Command = append(s.Command, args...)
+	s.Outputs = slices.Clone(s.Outputs)
 	if err := s.Check(); err != nil {
 		return task.Spec{}, nil, fmt.Errorf("agent %s: %w", m.Name, err)
 	}
@@ -175,9 +183,10 @@ func (r *reader) manifest(root *yaml.Node, m *Manifest) {
 		"network": func(n *yaml.Node) {
 			r.mapping(n, map[string]field{"allow": words(r, &s.Network, "a host", filled)})
 		},
-		"secrets":   r.secrets(m),
-		"isolation": value(r, &s.Isolation, "process or sandbox", parseLevel),
-		"models":    func(n *yaml.Node) { r.uses(n, &s.Models) },
+		"secrets":    r.secrets(m),
+		"isolation":  value(r, &s.Isolation, "process or sandbox", parseLevel),
+		"models":     func(n *yaml.Node) { r.uses(n, &s.Models) },
+		"parameters": r.parameters(m),
 	}
 	has := r.mapping(root, fields, later...)
 	if root.Kind == yaml.MappingNode {
@@ -228,6 +237,7 @@ func (r *reader) complete(root *yaml.Node, has map[string]int, m *Manifest) {
 	case !process:
 		r.fail(root, "add process: {} for a program of the machine, or image: with a reference", "it does not say what starts the command")
 	}
+	r.scripts(root, m)
 	if err := m.spec.LetSecretsOut(); err != nil {
 		r.fail(root, "", "%v", err)
 	}
