@@ -132,7 +132,7 @@ func (u *userGateway) start(ctx context.Context, l *localAPI, at string) (ownGat
 	if err != nil {
 		return ownGateway{}, hint(err, "choose another address with --listen")
 	}
-	u.open = u.models.Open(l.who.me().Owner, "", key)
+	u.open = u.models.Open(l.who.me().Owner, "", key, gateway.Budget{})
 	u.open.Serve(ln)
 	u.now = ownGateway{Listen: ln.Addr().String(), URL: "http://" + ln.Addr().String() + "/v1", Key: key}
 	return u.now, l.db.SetSetting(ctx, settingGateway, u.now.Listen)

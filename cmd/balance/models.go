@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"net"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -48,7 +50,7 @@ func newModels(node *mesh.Node, who *roster, f *facts, view *fleet.View, peers *
 	h.models = m
 	m.finder = gateway.NewFinder(m.places)
 	m.Gateway = gateway.New(gateway.Config{
-		Self: who.self, Owner: who.me().Owner, Peers: peers, Engines: m.engines, Wake: s.load, Log: log,
+		Self: who.self, Owner: who.me().Owner, Peers: peers, Engines: m.engines, Wake: s.load, Spent: s.spent, Log: log,
 		View:  func() []fleet.Node { nodes, _ := view.Snapshot(); return nodes },
 		Terms: func() policy.Terms { offer, _ := f.current(); return offer.Terms },
 	})
@@ -120,7 +122,42 @@ func (m *models) serve(ctx context.Context, group *errgroup.Group) error {
 	m.changed()
 	group.Go(func() error { m.finder.Run(ctx, m.changed); return nil })
 	group.Go(func() error { m.Run(ctx); return nil })
+	group.Go(func() error { m.served.keepSpent(ctx); return nil })
 	return nil
+}
+
+// settingSpent is where the ledger file keeps what engines have given to owners.
+const settingSpent = "model-tokens"
+
+func (s *served) loadSpent(ctx context.Context) error {
+	s.spent = new(gateway.Spent)
+	kept, err := s.db.Setting(ctx, settingSpent)
+	if err == nil && kept != "" {
+		err = json.Unmarshal([]byte(kept), s.spent)
+	}
+	return err
+}
+
+// keepSpent writes it down once a minute, and at the end.
+func (s *served) keepSpent(ctx context.Context) {
+	tick := time.NewTicker(time.Minute)
+	defer tick.Stop()
+	last := ""
+	for end := false; !end; {
+		select {
+		case <-ctx.Done():
+			end = true
+		case <-tick.C:
+		}
+		b, err := json.Marshal(s.spent)
+		if err == nil && string(b) != last {
+			err = s.db.SetSetting(context.WithoutCancel(ctx), settingSpent, string(b))
+			last = string(b)
+		}
+		if err != nil {
+			s.log.Warn("what engines have given is not kept", "error", err)
+		}
+	}
 }
 
 // client answers a program of a member or of a guest: the address that it comes
@@ -188,7 +225,8 @@ func (m *models) ofRun(a run.Ask, key string) (run.Local, error) {
 	if key == "" {
 		key = gateway.NewKey()
 	}
-	return &runEndpoint{m.Open(from.Owner, a.Run, key), key, a.Spec.Models}, nil
+	budget := gateway.Budget{Tokens: a.Spec.Limits.Tokens, Used: a.Used.Tokens()}
+	return &runEndpoint{m.Open(from.Owner, a.Run, key, budget), key, a.Spec.Models}, nil
 }
 
 func (e *runEndpoint) Key() string { return e.key }

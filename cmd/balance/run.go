@@ -113,7 +113,7 @@ func (a *app) outline(ctx context.Context, d *draft) (task.Spec, []agent.Source,
 	spec.Limits = task.Limits{
 		Time: cmp.Or(d.limits.Time, spec.Limits.Time), Output: cmp.Or(d.limits.Output, spec.Limits.Output),
 		Memory: cmp.Or(d.limits.Memory, spec.Limits.Memory), CPU: cmp.Or(d.limits.CPU, spec.Limits.CPU),
-		PIDs: cmp.Or(d.limits.PIDs, spec.Limits.PIDs), Disk: cmp.Or(d.limits.Disk, spec.Limits.Disk),
+		PIDs: cmp.Or(d.limits.PIDs, spec.Limits.PIDs), Disk: cmp.Or(d.limits.Disk, spec.Limits.Disk), Tokens: cmp.Or(d.limits.Tokens, spec.Limits.Tokens),
 	}
 	spec.Isolation = cmp.Or(d.isolation, spec.Isolation)
 	spec.Network = append(slices.Clone(spec.Network), d.network...)
@@ -277,6 +277,7 @@ func draftFlags(f *pflag.FlagSet, d *draft) {
 	f.Var(unit[task.CPU]{&d.limits.CPU, task.ParseCPU, "cores"}, "cpu-limit", "most time of the CPU, in cores")
 	f.IntVar(&d.limits.PIDs, "pids-limit", 0, "most processes and threads")
 	f.Var(unit[task.Bytes]{&d.limits.Disk, task.ParseBytes, "bytes"}, "disk-limit", "most that it writes into its folders")
+	f.Var(unit[task.Tokens]{&d.limits.Tokens, task.ParseTokens, "tokens"}, "token-limit", "most that models read and write for it, like 200k")
 	f.StringSliceVar(&d.network, "network", nil, "host that it may reach out of a sandbox, like example.org, *.example.org or example.org:8443; repeatable")
 	f.Var(gangNodes{&d.gang}, "gang", "one program on this many machines, each with a rank: all start together or none does")
 	f.Var(gangPort{&d.gang}, "gang-port", "with --gang: the port of loopback at which each rank listens for the others (default: a free one)")

@@ -78,7 +78,8 @@ type served struct {
 	nodes     func() []fleet.Node
 	log       *slog.Logger
 
-	wake chan struct{} // of one: look now
+	wake  chan struct{}  // of one: look now
+	spent *gateway.Spent // by the engines of this machine, on other owners
 
 	mu    sync.Mutex
 	list  []wanted
@@ -91,6 +92,9 @@ type served struct {
 func openServed(ctx context.Context, s *served) (*served, error) {
 	s.wake = make(chan struct{}, 1)
 	s.known, s.past, s.why, s.ended = map[string]map[string]bool{}, map[string]*serve.History{}, map[string]string{}, map[string]bool{}
+	if err := s.loadSpent(ctx); err != nil {
+		return nil, err
+	}
 	kept, err := s.db.Setting(ctx, settingServed)
 	if err != nil || kept == "" {
 		return s, err

@@ -40,6 +40,8 @@ type usageRow struct {
 	InBytes task.Bytes `json:"bytes_in"`
 	Out     task.Bytes `json:"bytes_out"` // output files
 	Output  task.Bytes `json:"output"`    // written to standard output and error
+
+	Models task.ModelUsage `json:"models"` // what they asked of models
 }
 
 func (u *usageRow) add(r *task.Status) {
@@ -55,6 +57,7 @@ func (u *usageRow) add(r *task.Status) {
 	u.InBytes += r.Usage.InBytes
 	u.Out += r.Usage.OutBytes
 	u.Output += r.Usage.Output
+	u.Models.Add(r.Usage.Models)
 }
 
 // usageOf adds up runs that have ended since a moment.
@@ -166,10 +169,10 @@ func printUsage(w io.Writer, by string, rows []usageRow) error {
 	for _, u := range rows {
 		out = append(out, []string{
 			u.Way, u.Who, strconv.Itoa(u.Runs), strconv.Itoa(u.Signed), seconds(u.WallMS), seconds(u.CPUMS), seconds(u.GPUMS),
-			u.Memory.String(), u.VRAM.String(), u.InBytes.String(), u.Out.String(),
+			u.Memory.String(), u.VRAM.String(), u.InBytes.String(), u.Out.String(), u.Models.Tokens().String(),
 		})
 	}
-	return table(w, []string{"WAY", map[string]string{"owner": "OWNER", "node": "NODE", "agent": "AGENT"}[by], "RUNS", "RECEIPTS", "TIME", "CPU", "GPU", "MEMORY", "VRAM", "IN", "OUT"}, out)
+	return table(w, []string{"WAY", map[string]string{"owner": "OWNER", "node": "NODE", "agent": "AGENT"}[by], "RUNS", "RECEIPTS", "TIME", "CPU", "GPU", "MEMORY", "VRAM", "IN", "OUT", "TOKENS"}, out)
 }
 
 func seconds(ms uint64) string {

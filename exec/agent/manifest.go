@@ -20,7 +20,7 @@
 //	  - report.sh                 # relative to the manifest
 //	  - {from: ../texts, to: texts}
 //	outputs: [report.md]          # what is brought back
-//	limits: {time: 10m, output: 64MiB, memory: 2GiB, cpu: 2, pids: 200, disk: 1GiB}
+//	limits: {time: 10m, output: 64MiB, memory: 2GiB, cpu: 2, pids: 200, disk: 1GiB, tokens: 200k}
 //	network: {allow: [example.org, "*.example.org", "example.org:8443"]}   # out of a sandbox
 //	secrets: {API_KEY: {env: MY_KEY, host: api.example.org, prefix: "Bearer "},   # added on the way there
 //	          TOKEN: {file: ~/.token, expose: true, to: others}}   # in the environment, also on machines of others
@@ -166,6 +166,7 @@ func (r *reader) manifest(root *yaml.Node, m *Manifest) {
 				"cpu":    value(r, &s.Limits.CPU, "a number of cores", task.ParseCPU),
 				"pids":   value(r, &s.Limits.PIDs, "a number of processes", strconv.Atoi),
 				"disk":   value(r, &s.Limits.Disk, "an amount", task.ParseBytes),
+				"tokens": value(r, &s.Limits.Tokens, "a number of tokens", task.ParseTokens),
 			})
 		},
 		"place": func(n *yaml.Node) {

@@ -89,6 +89,16 @@ func (r *reader) modelGrant(n *yaml.Node) (g policy.ModelGrant, models []string)
 		"owner":    value(r, &g.Owner, "the name of a person", parseOwner),
 		"models":   words(r, &models, "the name of a model", filled),
 		"requests": value(r, &g.Requests, "a number of requests", parseCount),
+		"tokens": value(r, &g.Tokens, "tokens in a time, such as 200k/1d", func(s string) (task.Tokens, error) {
+			a, b, ok := strings.Cut(s, "/")
+			tokens, err1 := task.ParseTokens(a)
+			per, err2 := task.ParseDuration(strings.TrimSpace(b))
+			if !ok || err1 != nil || err2 != nil || per <= 0 || per > policy.LongestPer {
+				return 0, fmt.Errorf("%q is no number of tokens in a time of 31 days at most: write it like 200k/1d", short(s))
+			}
+			g.Per = per
+			return tokens, nil
+		}),
 	})
 	if g.Owner == "" && len(r.problems) == before {
 		r.fail(n, `name a person, or "*" for everybody`, "owner is missing")

@@ -58,6 +58,7 @@ relay: own
 #    - owner: ben
 #      models: [llama3.2]   # all if left out
 #      requests: 4          # at one time
+#      tokens: 200k/1d      # read and written in the last day; no limit if left out
 `
 
 // Rules are the owner's decisions about a machine.

@@ -119,6 +119,9 @@ func (g *Gateway) try(w http.ResponseWriter, r *http.Request, c *Caller, a *ask,
 		use.FirstTokenMS += uint64(s.first.Milliseconds())
 		use.In += s.used.in()
 		use.Out += s.used.out()
+		if m.self {
+			g.spent.add(c.owners(), task.Tokens(s.used.in()+s.used.out()), time.Now())
+		}
 	}
 	if err == nil {
 		g.settle(a.conversation, m.id)
@@ -259,6 +262,9 @@ func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastRe
 
 // denied answers what the owner's terms forbid.
 func denied(node string, reason task.Reason) *fault {
+	if reason.Rule == policy.RuleTokens {
+		return usedUp("%s %s.", node, reason.Text)
+	}
 	if reason.Ever { // it will be allowed again
 		return faultf(http.StatusTooManyRequests, "rate_limit_error", "too_many_requests", "%s %s.", node, reason.Text)
 	}

@@ -31,12 +31,20 @@ func NewKey() string {
 	return "sk-balance-" + base64.RawURLEncoding.EncodeToString(b[:])
 }
 
+// Budget is how many tokens there are for an endpoint, read and written by models.
+// What was begun before they were used up is finished.
+type Budget struct {
+	Tokens task.Tokens // 0 for any number
+	Used   task.Tokens // before it was opened
+}
+
 // Endpoint is where one run, or one user, asks for models: listeners of its own
 // and a key that opens nothing else.
 type Endpoint struct {
 	g      *Gateway
 	caller Caller
 	key    string
+	budget Budget
 	log    *slog.Logger
 	cancel context.CancelFunc // of requests
 	ctx    context.Context    // of requests: the endpoint's life is not that of who opened it
@@ -49,8 +57,8 @@ type Endpoint struct {
 
 // Open returns an endpoint for requests of an owner, on behalf of a run if there
 // is one. It has no listener yet; see [Endpoint.Serve].
-func (g *Gateway) Open(owner, run, key string) *Endpoint {
-	e := &Endpoint{g: g, key: key, log: g.cfg.Log}
+func (g *Gateway) Open(owner, run, key string, b Budget) *Endpoint {
+	e := &Endpoint{g: g, key: key, budget: b, log: g.cfg.Log}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	e.caller = Caller{Owner: owner, Run: run, limit: make(chan struct{}, requestsOfRun), record: e.record}
 	if owner != g.cfg.Owner {
@@ -113,7 +121,16 @@ func (e *Endpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		f.write(w)
 		return
 	}
+	if u := e.Usage(); e.budget.Tokens > 0 && r.Method == http.MethodPost && e.budget.Used+u.Tokens() >= e.budget.Tokens {
+		usedUp("This run may use %v tokens, and has used %v.", e.budget.Tokens, e.budget.Used+u.Tokens()).write(w)
+		return
+	}
 	e.g.route(w, r, &e.caller, strings.TrimPrefix(r.URL.Path, "/v1/"), false)
+}
+
+// usedUp is the answer to who may have no more tokens, as OpenAI has it.
+func usedUp(format string, args ...any) *fault {
+	return faultf(http.StatusTooManyRequests, "insufficient_quota", "insufficient_quota", format, args...)
 }
 
 // guard refuses what no program with the key asks: pages of the web that reach

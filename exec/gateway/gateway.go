@@ -19,6 +19,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"math/rand/v2"
@@ -49,6 +50,9 @@ type Config struct {
 	// waits until it is loaded on a member. Nil: there are none.
 	Wake func(ctx context.Context, model string) error
 
+	// Spent is what the engines of this machine have given; nil to begin anew.
+	Spent *Spent
+
 	Log *slog.Logger
 }
 
@@ -56,6 +60,7 @@ type Config struct {
 type Gateway struct {
 	cfg    Config
 	direct *http.Transport // to engines
+	spent  *Spent
 
 	mu       sync.Mutex
 	busy     map[identity.ID]int       // requests that are at a member now, by way of this gateway
@@ -73,7 +78,7 @@ func New(cfg Config) *Gateway {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Gateway{
-		cfg: cfg,
+		cfg: cfg, spent: cmp.Or(cfg.Spent, new(Spent)),
 		direct: &http.Transport{
 			MaxIdleConnsPerHost: 256, IdleConnTimeout: time.Minute, DisableCompression: true,
 			ReadBufferSize: 8 << 10, WriteBufferSize: 8 << 10, MaxResponseHeaderBytes: 64 << 10,
@@ -147,7 +152,7 @@ func (g *Gateway) admit(c *Caller, model string) (done func(), reasons []task.Re
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, owner := range c.owners() {
-		reasons := terms.AskModel(policy.ModelQuestion{Owner: owner, Machine: g.cfg.Owner, Model: model, Asked: g.owners[owner]})
+		reasons := terms.AskModel(policy.ModelQuestion{Owner: owner, Machine: g.cfg.Owner, Model: model, Asked: g.owners[owner], Used: g.spent.within(owner, time.Now())})
 		if len(reasons) > 0 {
 			return nil, reasons
 		}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -368,6 +369,80 @@ func TestTerms(t *testing.T) {
 	if resp := post(t, t.Context(), cleo+"chat/completions", "sk-cleo", chat("echo", "hi")); resp.StatusCode != http.StatusForbidden {
 		t.Errorf("cleo by way of ben: %s", resp.Status)
 	}
+}
+
+// What an owner grants in tokens, and what a run may use, is counted over restarts
+// of the node, and used up as OpenAI has it.
+func TestTokens(t *testing.T) {
+	l := newLab(t)
+	a := l.add("alpha", "ben")
+	b := l.add("beta", "ana", "echo")
+	_, url := a.endpoint("ben", key)
+	ask := func(url, stream string) (int, string) {
+		resp := post(t, t.Context(), url+"chat/completions", key, chat("echo", "one two", stream))
+		return resp.StatusCode, read(t, resp)
+	}
+	usedUp := func(what string, code int, got, want string) {
+		t.Helper()
+		if code != http.StatusTooManyRequests || !strings.Contains(got, `"code":"insufficient_quota"`) || !strings.Contains(got, want) {
+			t.Errorf("%s: %d %s", what, code, got)
+		}
+	}
+	l.grant(b, policy.ModelGrant{Owner: "ben", Tokens: 10, Per: 24 * time.Hour})
+	for _, stream := range []string{"", streamed} { // each takes 4 and 2
+		if code, got := ask(url, stream); code != http.StatusOK {
+			t.Fatalf("%d %s", code, got)
+		}
+	}
+	code, got := ask(url, "")
+	usedUp("granted", code, got, "beta grants ben 10 tokens in 24h, and has given 12")
+
+	kept, err := json.Marshal(b.spent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var again Spent
+	if err := json.Unmarshal(kept, &again); err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	if n := again.within("ben", now)(time.Hour); n != 12 {
+		t.Errorf("a later life knows of %d tokens", n)
+	}
+	if n := again.within("ben", now.Add(25*time.Hour))(24 * time.Hour); n != 0 {
+		t.Errorf("a day later %d tokens count", n)
+	}
+
+	own := l.add("gamma", "ana", "echo")
+	e := own.Open("ana", "r-1", key, Budget{Tokens: 10, Used: 4})
+	defer e.Close()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.Serve(ln)
+	run := "http://" + ln.Addr().String() + "/v1/"
+	if code, got := ask(run, ""); code != http.StatusOK {
+		t.Fatalf("%d %s", code, got)
+	}
+	code, got = ask(run, "")
+	usedUp("of a run", code, got, "This run may use 10 tokens, and has used 10")
+}
+
+func FuzzSpent(f *testing.F) {
+	f.Add([]byte(`{"ben":{"497000":12}}`))
+	f.Add([]byte(`{"ben":null}`))
+	f.Add([]byte(`[]`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var s Spent
+		if json.Unmarshal(b, &s) != nil {
+			return
+		}
+		s.add([]string{"ben"}, 1, time.Now())
+		if s.within("ben", time.Now())(time.Hour) == 0 {
+			t.Error("what was added does not count")
+		}
+	})
 }
 
 // A model that nobody serves is answered with names near to it.

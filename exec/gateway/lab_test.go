@@ -131,7 +131,7 @@ func (m *machine) endpoint(owner, key string) (*Endpoint, string) {
 	if err != nil {
 		m.lab.t.Fatal(err)
 	}
-	e := m.Open(owner, "", key)
+	e := m.Open(owner, "", key, Budget{})
 	e.Serve(ln)
 	m.lab.t.Cleanup(func() { e.Close() })
 	return e, "http://" + ln.Addr().String() + "/v1/"

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"slices"
+	"time"
 
 	"github.com/balanceai/balance/exec/task"
 )
@@ -12,7 +13,15 @@ type ModelGrant struct {
 	Owner    string `cbor:"1,keyasint" json:"owner"`                        // exact name, or "*" for every member
 	Model    string `cbor:"2,keyasint,omitempty" json:"model,omitempty"`    // exact name; empty for all of them
 	Requests int    `cbor:"3,keyasint,omitempty" json:"requests,omitempty"` // of the owner at one time; 0: [DefaultRequests]
+
+	// Tokens is how many the machine's engines read and write for the owner within
+	// Per; 0 for no limit. What was begun before is finished.
+	Tokens task.Tokens   `cbor:"4,keyasint,omitempty" json:"tokens,omitempty"`
+	Per    time.Duration `cbor:"5,keyasint,omitempty" json:"per_ns,omitempty"`
 }
+
+// LongestPer bounds the time of a limit on tokens.
+const LongestPer = 31 * 24 * time.Hour
 
 // DefaultRequests is how many requests of one other owner the engines of a
 // machine answer at one time.
@@ -24,7 +33,15 @@ type ModelQuestion struct {
 	Machine string // the machine's owner
 	Model   string
 	Asked   int // requests of that owner that the machine is answering
+
+	// Used is how many tokens the machine's engines have read and written for that
+	// owner in the last time; nil for none.
+	Used func(within time.Duration) task.Tokens
 }
+
+// RuleTokens is the rule of the reason against somebody who has used up what was
+// granted.
+const RuleTokens = "tokens"
 
 // AskModel returns every rule that forbids the request; none means that it is
 // allowed.
@@ -48,6 +65,13 @@ func (t Terms) AskModel(q ModelQuestion) []task.Reason {
 		r := task.Reasonf("models", "answers %d requests of %s at one time, and is doing so", most, q.Owner)
 		r.Ever, r.Need, r.Have = true, uint64(q.Asked)+1, uint64(most)
 		return []task.Reason{r}
+	}
+	if g.Tokens > 0 && q.Used != nil {
+		if used := q.Used(g.Per); used >= g.Tokens {
+			r := task.Reasonf(RuleTokens, "grants %s %v tokens in %s, and has given %v", q.Owner, g.Tokens, task.FormatDuration(g.Per), used)
+			r.Ever, r.Need, r.Have = true, uint64(used)+1, uint64(g.Tokens)
+			return []task.Reason{r}
+		}
 	}
 	return nil
 }

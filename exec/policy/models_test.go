@@ -1,6 +1,11 @@
 package policy
 
-import "testing"
+import (
+	"testing"
+	"time"
+
+	"github.com/balanceai/balance/exec/task"
+)
 
 // TestAskModel is a table of who may ask what; nothing is granted by default.
 func TestAskModel(t *testing.T) {
@@ -9,6 +14,15 @@ func TestAskModel(t *testing.T) {
 		{Owner: "ben", Model: "qwen", Requests: 2},
 		{Owner: AnyOwner, Model: "tiny"},
 	}}
+	rationed := Terms{Offers: true, Models: []ModelGrant{{Owner: "ben", Tokens: 100, Per: time.Hour}}}
+	used := func(n task.Tokens) func(time.Duration) task.Tokens {
+		return func(per time.Duration) task.Tokens {
+			if per != time.Hour {
+				t.Errorf("asked for the last %v", per)
+			}
+			return n
+		}
+	}
 	for _, c := range []struct {
 		terms Terms
 		q     ModelQuestion
@@ -26,6 +40,9 @@ func TestAskModel(t *testing.T) {
 		{granted, ModelQuestion{Owner: "cleo", Machine: "ana", Model: "tiny", Asked: DefaultRequests}, false},
 		{granted, ModelQuestion{Machine: "ana", Model: "tiny"}, false}, // nobody is not everybody
 		{granted, ModelQuestion{Model: "tiny"}, false},
+		{rationed, ModelQuestion{Owner: "ben", Machine: "ana", Model: "llama"}, true},
+		{rationed, ModelQuestion{Owner: "ben", Machine: "ana", Model: "llama", Used: used(99)}, true},
+		{rationed, ModelQuestion{Owner: "ben", Machine: "ana", Model: "llama", Used: used(100)}, false},
 	} {
 		if reasons := c.terms.AskModel(c.q); (len(reasons) == 0) != c.ok {
 			t.Errorf("%+v: %v, want allowed %v", c.q, reasons, c.ok)

@@ -75,7 +75,9 @@ func (x *live) openAs(s *localState) (closed func() task.ModelUsage, err error) 
 	if x.r.cfg.Local == nil {
 		return func() task.ModelUsage { return task.ModelUsage{} }, nil
 	}
-	l, err := x.r.cfg.Local(x.ask(), s.Key)
+	ask := x.ask()
+	ask.Used = s.Usage
+	l, err := x.r.cfg.Local(ask, s.Key)
 	if l == nil || err != nil {
 		return func() task.ModelUsage { return task.ModelUsage{} }, err
 	}

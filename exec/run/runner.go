@@ -125,6 +125,8 @@ type Ask struct {
 
 	// Bare asks as if nothing were going on here but what is in Held.
 	Bare bool
+
+	Used task.ModelUsage // what the run has asked of models in earlier lives of the node
 }
 
 // Weight is what a run counts for.

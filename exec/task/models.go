@@ -67,6 +67,9 @@ type ModelUsage struct {
 	Answered     uint64 `cbor:"5,keyasint,omitempty" json:"answered,omitempty"`       // requests of which something came
 }
 
+// Tokens are those of both ways.
+func (u *ModelUsage) Tokens() Tokens { return Tokens(u.In + u.Out) }
+
 // Add adds what another usage has.
 func (u *ModelUsage) Add(o ModelUsage) {
 	u.Requests += o.Requests

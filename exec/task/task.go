@@ -131,8 +131,9 @@ type Limits struct {
 	Output Bytes         `cbor:"2,keyasint,omitempty" json:"output,omitempty"`  // of standard output and error together
 	Memory Bytes         `cbor:"3,keyasint,omitempty" json:"memory,omitempty"`  // of all its processes together, as are the next two
 	CPU    CPU           `cbor:"4,keyasint,omitempty" json:"cpu_milli,omitempty"`
-	PIDs   int           `cbor:"5,keyasint,omitempty" json:"pids,omitempty"` // processes and threads
-	Disk   Bytes         `cbor:"6,keyasint,omitempty" json:"disk,omitempty"` // of its work folder and its temporary files
+	PIDs   int           `cbor:"5,keyasint,omitempty" json:"pids,omitempty"`   // processes and threads
+	Disk   Bytes         `cbor:"6,keyasint,omitempty" json:"disk,omitempty"`   // of its work folder and its temporary files
+	Tokens Tokens        `cbor:"7,keyasint,omitempty" json:"tokens,omitempty"` // that models read and write for it
 }
 
 // Input is a file or folder that travels to the machine.

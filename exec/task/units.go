@@ -129,3 +129,33 @@ func FormatDuration(d time.Duration) string {
 	}
 	return s
 }
+
+// Tokens is a number of tokens, as engines count them.
+type Tokens uint64
+
+// String counts thousands and millions: "200k", "1.5M".
+func (t Tokens) String() string {
+	switch {
+	case t >= 1e6 && t%1e5 == 0:
+		return strconv.FormatFloat(float64(t)/1e6, 'f', -1, 64) + "M"
+	case t >= 1e3 && t%100 == 0:
+		return strconv.FormatFloat(float64(t)/1e3, 'f', -1, 64) + "k"
+	}
+	return strconv.FormatUint(uint64(t), 10)
+}
+
+// ParseTokens reads "5000", "200k" or "1.5M".
+func ParseTokens(s string) (Tokens, error) {
+	text := strings.TrimSpace(s)
+	unit := 1.0
+	if n := len(text); n > 0 {
+		if u, ok := map[byte]float64{'k': 1e3, 'K': 1e3, 'm': 1e6, 'M': 1e6}[text[n-1]]; ok {
+			text, unit = text[:n-1], u
+		}
+	}
+	n, err := strconv.ParseFloat(text, 64)
+	if err != nil || !(n > 0) || n*unit >= 1<<53 {
+		return 0, fmt.Errorf("%q is no number of tokens: write it like 5000, 200k or 1.5M", s)
+	}
+	return Tokens(n * unit), nil
+}

@@ -140,3 +140,19 @@ func TestPart(t *testing.T) {
 		}
 	}
 }
+
+func TestTokens(t *testing.T) {
+	for text, want := range map[string]Tokens{"5000": 5000, "200k": 200_000, "1.5M": 1_500_000, " 2m ": 2_000_000, "123": 123} {
+		if got, err := ParseTokens(text); got != want || err != nil {
+			t.Errorf("%q: %d, %v", text, got, err)
+		}
+		if got, err := ParseTokens(want.String()); got != want || err != nil {
+			t.Errorf("%v: %d, %v", want, got, err)
+		}
+	}
+	for _, text := range []string{"", "k", "0", "-1", "many", "1e99", "NaN"} {
+		if got, err := ParseTokens(text); err == nil {
+			t.Errorf("%q: %d", text, got)
+		}
+	}
+}
