@@ -21,6 +21,7 @@ type View struct {
 
 	mu      sync.Mutex
 	nodes   map[identity.ID]*Node
+	byName  []*Node
 	version uint64
 	changed chan struct{} // closed and replaced at each change
 }
@@ -44,6 +45,9 @@ func (v *View) SetMembers(members []Node) {
 			next[m.ID] = n
 		}
 		v.nodes = next
+		v.byName = slices.SortedFunc(maps.Values(next), func(a, b *Node) int {
+			return cmp.Or(cmp.Compare(a.Name, b.Name), slices.Compare(a.ID[:], b.ID[:]))
+		})
 		return true
 	})
 }
@@ -127,13 +131,11 @@ func (v *View) AddSample(id identity.ID, s Sample) {
 func (v *View) Snapshot() ([]Node, uint64) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	out := make([]Node, 0, len(v.nodes))
-	for n := range maps.Values(v.nodes) {
-		c := *n
-		c.History = slices.Clip(c.History)
-		out = append(out, c)
+	out := make([]Node, len(v.byName))
+	for i, n := range v.byName {
+		out[i] = *n
+		out[i].History = slices.Clip(n.History)
 	}
-	slices.SortFunc(out, func(a, b Node) int { return cmp.Compare(a.Name, b.Name) })
 	return out, v.version
 }
 
