@@ -41,10 +41,15 @@ func (sc *scale) check(spec *task.Spec, from policy.Asker, node *fleet.Node, own
 	f := sc.weigh(spec, from, node, now)
 	f.alive()
 	f.pinned()
-	if f.open() {
-		f.terms(own)
-		f.rest()
+	if f.told(); f.offer == nil {
+		return f
 	}
+	f.terms(own)
+	f.secrets()
+	f.kind()
+	f.open()
+	f.amounts()
+	f.gpus()
 	return f
 }
 
@@ -52,24 +57,17 @@ func (sc *scale) check(spec *task.Spec, from policy.Asker, node *fleet.Node, own
 // offers.
 const RuleOffer = "offer"
 
-// open looks at how the machine stands, if it has said what it offers.
-func (f *fit) open() bool {
+func (f *fit) told() {
 	if f.offer == nil {
 		f.later(RuleOffer, 0, 0, "has not said yet what it offers")
-		return false
 	}
+}
+
+// open looks at how the machine stands.
+func (f *fit) open() {
 	if f.stand == nil {
 		f.stand = f.scale.newStand(f.node)
 	}
-	return true
-}
-
-// rest asks what does not depend on the clock.
-func (f *fit) rest() {
-	f.secrets()
-	f.kind()
-	f.amounts()
-	f.gpus()
 }
 
 // terms asks the rules of the machine's owner.
@@ -88,6 +86,13 @@ func (f *fit) terms(own Own) {
 	})...)
 }
 
+// granted keeps runs from machines whose owner grants them nothing at any time. It
+// is a part of terms, which says why.
+func (f *fit) granted() {
+	_, ok := f.offer.Terms.Grant(f.from)
+	f.failed = !f.offer.Terms.Offers || !ok && f.node.Owner != f.from.Owner
+}
+
 // digest is that of a run's manifest as the rules of owners have it; empty where
 // there is none.
 func digest(manifest wire.Hash) string {
@@ -104,6 +109,11 @@ func liveOf(node *fleet.Node) fleet.Live {
 		return *node.Live
 	}
 	return fleet.Idle(node.Offer)
+}
+
+// freeCPU is what a run could get: not what the owner keeps, nor what runs hold.
+func freeCPU(o *fleet.Offer, l *fleet.Live) task.CPU {
+	return sub(sub(o.CPU, o.Terms.ReserveCPU), l.HeldCPU)
 }
 
 // freeMemory is what a run could get. Two limits hold. By promise: all memory
@@ -129,19 +139,27 @@ func sub[T task.CPU | task.Bytes](a, b T) T {
 
 // secrets keeps those of the submitter from machines of others.
 func (f *fit) secrets() {
-	if f.node.Owner == f.from.Owner {
-		return
-	}
-	for _, s := range f.spec.Secrets {
-		if !s.Others {
-			f.never("secrets", 0, 0, "belongs to %s, and secret %s does not leave your own machines: its manifest can say to: others", f.node.Owner, s.Name)
-			return
-		}
+	if s := ownSecret(f.spec); s != "" && f.node.Owner != f.from.Owner {
+		f.never("secrets", 0, 0, "belongs to %s, and secret %s does not leave your own machines: its manifest can say to: others", f.node.Owner, s)
 	}
 }
 
+// ownSecret returns the name of a secret that does not leave the machines of the
+// run's owner; empty where there is none.
+func ownSecret(spec *task.Spec) string {
+	for _, s := range spec.Secrets {
+		if !s.Others {
+			return s.Name
+		}
+	}
+	return ""
+}
+
+// isDown reports whether a machine is down; this one is not.
+func isDown(n *fleet.Node) bool { return !n.Self && n.State == fleet.Down }
+
 func (f *fit) alive() {
-	if f.node.Self || f.node.State != fleet.Down {
+	if !isDown(f.node) {
 		return
 	}
 	if f.node.LiveAt.IsZero() {
@@ -241,6 +259,12 @@ func (f *fit) later(rule string, need, have uint64, format string, args ...any) 
 
 func (f *fit) never(rule string, need, have uint64, format string, args ...any) {
 	f.refuse(false, rule, need, have, format, args...)
+}
+
+// silent notes a reason without its words, if nobody reads them.
+func (f *fit) silent() bool {
+	f.failed = f.failed || f.quiet
+	return f.quiet
 }
 
 // longest bounds a sentence, in which the machine's own words may be.

@@ -57,7 +57,8 @@ func (f *fit) gpus() {
 		want = len(pool) // what else is wrong with those that are there?
 	}
 	if len(f.needs.GPUModels) > 0 {
-		right := f.keep(1, pool, func(d *device) bool { return isModel(d.Model, f.needs.GPUModels) })
+		phrases := allWords(f.needs.GPUModels)
+		right := f.keep(1, pool, func(d *device) bool { return hasWords(f.classes[d.index].words, phrases) })
 		if len(right) < want {
 			f.never("gpu-model", uint64(f.needs.GPUs), uint64(len(right)), "needs %s of model %s, has %s",
 				gpuCount(f.needs.GPUs), either(f.needs.GPUModels), models(pool))
@@ -99,6 +100,9 @@ func (f *fit) busy(idle, pool []*device) {
 	if f.needs.Share == 0 {
 		f.later("gpus", uint64(f.needs.GPUs), uint64(len(idle)), "needs %s; other runs hold %d of %d",
 			gpuCount(f.needs.GPUs), len(pool)-len(idle), len(pool))
+		return
+	}
+	if f.silent() {
 		return
 	}
 	most := 0
@@ -146,6 +150,9 @@ func (f *fit) pick(idle, pool []*device, want int) {
 
 // noVRAM tells what the devices have instead.
 func (f *fit) noVRAM(idle, pool []*device) {
+	if f.silent() {
+		return
+	}
 	left := func(d *device) task.Bytes {
 		if d.Unified { // which all that have none of their own take from
 			return min(d.free, f.sharedVRAM()/task.Bytes(f.needs.GPUs))
@@ -198,11 +205,19 @@ func fullest(a, b device) int {
 	)
 }
 
-// isModel reports whether one of the phrases is in the name of a model, as
-// whole words: L4 is not in L40S. Case and punctuation do not matter.
-func isModel(model string, phrases []string) bool {
-	name := words(model)
-	return slices.ContainsFunc(phrases, func(p string) bool { return strings.Contains(name, words(p)) })
+// hasWords reports whether one of the phrases is in the name of a model, as whole
+// words: L4 is not in L40S. Case and punctuation do not matter.
+func hasWords(name string, phrases []string) bool {
+	return slices.ContainsFunc(phrases, func(p string) bool { return strings.Contains(name, p) })
+}
+
+// allWords returns the words of each of a list.
+func allWords(list []string) []string {
+	var out []string
+	for _, s := range list {
+		out = append(out, words(s))
+	}
+	return out
 }
 
 // words returns the words of s in lower case, with a space around each.

@@ -2,6 +2,7 @@ package place
 
 import (
 	"cmp"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,39 +14,46 @@ import (
 	"github.com/balanceai/balance/mesh/identity"
 )
 
-// Index decides among many machines. It keeps what it has worked out about a
-// machine for runs that ask for the same until the machine changes, so that a
-// decision looks closely at what has changed alone. What it keeps does not grow
-// with the runs that it has placed. It must not be used by two goroutines at
-// once.
+// Index decides among many machines. It looks closely at a few alone: what the
+// others could score at most is told by bounds, which are cheap because machines
+// whose devices look the same share the work. What it has worked out about a
+// machine it keeps, for runs that ask for the same, until the machine changes.
+// What it keeps does not grow with the runs that it has placed. It must not be
+// used by two goroutines at once.
 type Index struct {
-	scale *scale
-	slots []slot
-	where map[identity.ID]int
-	memo  map[string]*column
-	clock uint64 // counts decisions
-	taken uint64 // runs that machines have taken, as far as was seen
+	scale  *scale
+	slots  []slot
+	briefs []brief // of each slot
+	where  map[identity.ID]int
+	memo   map[string]*column
+	clock  uint64 // counts decisions
+	taken  uint64 // runs that machines have taken, as far as was seen
 }
 
 // slot is a machine.
 type slot struct {
-	node    fleet.Node
-	stand   *stand // nil: to be worked out
-	version uint64 // of node; grows
-	seen    bool   // in the last Update
+	node  fleet.Node
+	stand *stand // nil: to be worked out
+	seen  bool   // in the last Update
 }
 
 // column has what was worked out for runs that ask for the same.
 type column struct {
 	cells []cell
-	used  uint64 // clock of the last use
+	parts []int16 // that such a run takes of a device of each class; see [asked.part]
+	used  uint64  // clock of the last use
 }
 
+// cell is what a machine is to such runs, but for the rules of its owner, which
+// look at the clock.
 type cell struct {
 	version uint64 // of the machine; 0: nothing was worked out
-	fits    bool   // but for the rules of its owner, which look at the clock
-	score   int
+	score   int    // [unfit], or at most this; just this where it is exact
+	exact   bool
 }
+
+// unfit is the score of a machine that does not fit.
+const unfit = -1
 
 // How much an index keeps: columns for at least some kinds of runs, and for more
 // where the machines are few.
@@ -68,6 +76,7 @@ func (ix *Index) Expect(w *Workload) {
 	clear(ix.memo)
 	for i := range ix.slots {
 		ix.slots[i].stand = nil
+		ix.briefs[i].profile = nil
 	}
 }
 
@@ -80,7 +89,7 @@ func (ix *Index) Update(nodes []fleet.Node) {
 	}
 	models := false
 	for i := range nodes {
-		models = ix.set(&nodes[i]) || models
+		models = ix.set(&nodes[i], i) || models
 	}
 	models = ix.sweep(len(nodes)) || models
 	if models {
@@ -91,20 +100,23 @@ func (ix *Index) Update(nodes []fleet.Node) {
 
 // Set takes one machine as it is now.
 func (ix *Index) Set(n *fleet.Node) {
-	if ix.set(n) {
+	if ix.set(n, 0) {
 		ix.scale.price()
 		clear(ix.memo)
 	}
 }
 
-// set takes one machine, and reports whether what the mesh has of each model of
-// GPU may have changed.
-func (ix *Index) set(n *fleet.Node) (models bool) {
-	i, ok := ix.where[n.ID]
+// set takes one machine, which may be in a slot that is named, and reports whether
+// what the mesh has of each model of GPU may have changed.
+func (ix *Index) set(n *fleet.Node, maybe int) (models bool) {
+	i, ok := maybe, true
+	if maybe >= len(ix.slots) || ix.slots[maybe].node.ID != n.ID {
+		i, ok = ix.where[n.ID]
+	}
 	if !ok {
 		i = len(ix.slots)
 		ix.where[n.ID] = i
-		ix.slots = append(ix.slots, slot{})
+		ix.slots, ix.briefs = append(ix.slots, slot{}), append(ix.briefs, brief{})
 	}
 	s := &ix.slots[i]
 	s.seen = true
@@ -120,7 +132,7 @@ func (ix *Index) set(n *fleet.Node) (models bool) {
 	s.node = *n
 	s.node.History = nil
 	s.stand = nil
-	s.version++
+	ix.briefs[i] = brief{version: ix.briefs[i].version + 1}
 	return models
 }
 
@@ -149,12 +161,19 @@ func (ix *Index) sweep(n int) bool {
 	if len(ix.slots) == n {
 		return false
 	}
+	kept := 0
 	for i := range ix.slots {
-		if s := &ix.slots[i]; !s.seen {
+		s := &ix.slots[i]
+		if !s.seen {
 			ix.scale.count(s.node.Offer, -1)
+			continue
 		}
+		ix.slots[kept], ix.briefs[kept] = *s, ix.briefs[i]
+		kept++
 	}
-	ix.slots = slices.DeleteFunc(ix.slots, func(s slot) bool { return !s.seen })
+	clear(ix.slots[kept:])
+	clear(ix.briefs[kept:])
+	ix.slots, ix.briefs = ix.slots[:kept], ix.briefs[:kept]
 	clear(ix.where)
 	for i := range ix.slots {
 		ix.where[ix.slots[i].node.ID] = i
@@ -174,22 +193,66 @@ type Candidate struct {
 // says which are not wanted; it may be nil.
 func (ix *Index) Best(spec *task.Spec, from policy.Asker, now time.Time, n int, skip func(identity.ID) bool) []Candidate {
 	c := ix.column(spec, from)
-	var best []Candidate
-	for i := range ix.slots {
+	ix.bound(spec, from, c)
+	wanted := func(i int) bool {
 		s := &ix.slots[i]
+		return (spec.Node == "" || isPin(spec.Node, &s.node)) && (skip == nil || !skip(s.node.ID)) && ix.scale.allowed(spec, from, s, now)
+	}
+	look := func(i int) bool {
+		if e := &c.cells[i]; !e.exact {
+			e.score, e.exact = ix.scale.look(spec, from, &ix.slots[i], now), true
+		}
+		return c.cells[i].score != unfit
+	}
+	// Those with the highest bounds are looked at first. Most often they are the
+	// best; and what does not reach the last of them need not be looked at.
+	first := ix.top(c, n, unfit, wanted)
+	exact, floor := true, math.MaxInt
+	for _, f := range first {
+		exact = exact && c.cells[f.slot].exact
+		look(f.slot)
+		floor = min(floor, c.cells[f.slot].score)
+	}
+	if exact {
+		return first
+	}
+	if len(first) < n {
+		floor = unfit
+	}
+	return ix.top(c, n, floor, func(i int) bool { return wanted(i) && look(i) })
+}
+
+// top returns the n machines with the highest scores in a column, if they are no
+// less than a floor and take wants them. It may correct the score of the machine
+// that it is asked about.
+func (ix *Index) top(c *column, n, floor int, take func(slot int) bool) []Candidate {
+	var best []Candidate
+	for i := range c.cells {
 		e := &c.cells[i]
-		if e.version != s.version {
-			*e = ix.scale.cell(spec, from, s, now)
+		worse := func() bool {
+			return e.score < max(floor, 0) || len(best) == n && !ix.before(e.score, i, best[n-1])
 		}
-		if !e.fits || n == len(best) && !ix.before(e.score, i, best[n-1]) {
-			continue
+		if !worse() && take(i) && !worse() {
+			best = ix.insert(best, Candidate{Node: ix.slots[i].node.ID, Score: e.score, slot: i}, n)
 		}
-		if spec.Node != "" && !isPin(spec.Node, &s.node) || skip != nil && skip(s.node.ID) || !ix.scale.allowed(spec, from, s, now) {
-			continue
-		}
-		best = ix.insert(best, Candidate{Node: s.node.ID, Score: e.score, slot: i}, n)
 	}
 	return best
+}
+
+// bound works out anew what machines that have changed could score at most.
+func (ix *Index) bound(spec *task.Spec, from policy.Asker, c *column) {
+	ix.scale.forgetProfiles(len(ix.slots))
+	a := ix.scale.ask(spec, from, c)
+	for i := range c.cells {
+		e, b := &c.cells[i], &ix.briefs[i]
+		if e.version == b.version {
+			continue
+		}
+		if b.profile == nil {
+			b.fill(ix.scale, &ix.slots[i].node)
+		}
+		*e = cell{version: b.version, score: a.most(b, &ix.slots[i].node)}
+	}
 }
 
 // before reports whether a machine comes before a candidate.
@@ -210,20 +273,21 @@ func (ix *Index) insert(list []Candidate, c Candidate, n int) []Candidate {
 	return slices.Insert(list, at, c)
 }
 
-// cell works out what a machine is to runs that ask for what spec does.
-func (sc *scale) cell(spec *task.Spec, from policy.Asker, s *slot, now time.Time) cell {
+// look works out what a machine scores for runs that ask for what spec does.
+func (sc *scale) look(spec *task.Spec, from policy.Asker, s *slot, now time.Time) int {
 	f := sc.weigh(spec, from, &s.node, now)
 	f.quiet, f.stand = true, s.stand
-	f.alive()
-	if !f.failed && f.open() {
-		s.stand = f.stand
-		f.rest()
+	for _, check := range cheapFirst {
+		if check(f); f.failed {
+			return unfit
+		}
 	}
-	if f.failed {
-		return cell{version: s.version}
-	}
-	return cell{version: s.version, fits: true, score: f.total()}
+	s.stand = f.stand
+	return f.total()
 }
+
+// cheapFirst are the checks whose outcome lasts until the machine changes.
+var cheapFirst = []func(*fit){(*fit).alive, (*fit).told, (*fit).granted, (*fit).secrets, (*fit).kind, (*fit).open, (*fit).amounts, (*fit).gpus}
 
 // allowed asks the rules of a machine's owner.
 func (sc *scale) allowed(spec *task.Spec, from policy.Asker, s *slot, now time.Time) bool {
@@ -238,42 +302,41 @@ func (ix *Index) column(spec *task.Spec, from policy.Asker) *column {
 	key := columnKey(spec, from)
 	c := ix.memo[key]
 	if c == nil {
-		if len(ix.memo) >= max(minColumns, maxCells/max(1, len(ix.slots))) {
-			ix.forget()
-		}
 		c = &column{}
+		if len(ix.memo) >= max(minColumns, maxCells/max(1, len(ix.slots))) {
+			c = ix.forget()
+		}
 		ix.memo[key] = c
 	}
 	c.used = ix.clock
-	if len(c.cells) != len(ix.slots) { // machines have come; those that left have cleared the memo
-		c.cells = append(c.cells, make([]cell, len(ix.slots)-len(c.cells))...)
+	if more := len(ix.slots) - len(c.cells); more > 0 { // machines have come; those that left have cleared the memo
+		c.cells = append(c.cells, make([]cell, more)...)
 	}
 	return c
 }
 
-// forget drops the column that was used the longest ago.
-func (ix *Index) forget() {
+// forget drops the column that was used the longest ago, and returns its memory.
+func (ix *Index) forget() *column {
 	oldest, at := "", ix.clock
 	for key, c := range ix.memo {
 		if c.used < at {
 			oldest, at = key, c.used
 		}
 	}
+	c := ix.memo[oldest]
 	delete(ix.memo, oldest)
+	clear(c.cells)
+	return &column{cells: c.cells, parts: c.parts[:0]}
 }
 
 // columnKey has all that a cell depends on besides the machine.
 func columnKey(spec *task.Spec, from policy.Asker) string {
 	var b []byte
 	n := spec.Needs.Held()
-	var size task.Bytes
-	for _, in := range spec.Inputs {
-		size += in.Size
-	}
-	for _, v := range []uint64{uint64(n.CPU), uint64(n.Memory), uint64(n.Disk), uint64(n.GPUs), uint64(n.VRAM), uint64(n.Share), uint64(size)} {
+	for _, v := range []uint64{uint64(n.CPU), uint64(n.Memory), uint64(n.Disk), uint64(n.GPUs), uint64(n.VRAM), uint64(n.Share), uint64(sizeOf(spec))} {
 		b = strconv.AppendUint(append(b, ' '), v, 36)
 	}
-	for _, list := range [][]string{n.GPUModels, n.Arch, n.OS, n.Labels, n.Engines, spec.Prefer, {spec.Driver, from.Owner, from.Node, from.Role}} {
+	for _, list := range [][]string{n.GPUModels, n.Arch, n.OS, n.Labels, n.Engines, spec.Prefer, {spec.Driver, spec.Isolation, ownSecret(spec), from.Owner, from.Node, from.Role}} {
 		b = append(append(b, 1), strings.Join(list, "\x00")...)
 	}
 	if v := spec.Serve; v != nil {

@@ -9,6 +9,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/balanceai/balance/exec/fleet"
+	"github.com/balanceai/balance/exec/policy"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/identity"
 )
@@ -151,6 +152,27 @@ func TestLimitedChoice(t *testing.T) {
 	}
 }
 
+// Runs that ask for the same but differ in what keeps them from a machine do not
+// share what was worked out.
+func TestRunsAreToldApart(t *testing.T) {
+	ix := NewIndex(NewWorkload(nil))
+	ix.Update([]fleet.Node{machine(1, func(n *fleet.Node) {
+		n.Owner, n.Offer.Terms.Others = "ben", []policy.Grant{{Owner: "alice", Isolation: policy.IsolationNone, CPU: 8 * task.Core, Memory: 8 * task.GiB}}
+	})})
+	for name, change := range map[string]func(*task.Spec){
+		"its secret":    func(s *task.Spec) { s.Secrets = []task.Secret{{Name: "token"}} },
+		"its isolation": func(s *task.Spec) { s.Isolation = task.LevelSandbox },
+	} {
+		s := spec(task.Needs{})
+		if len(ix.Best(s, alice, noon, 1, nil)) != 1 {
+			t.Fatal("the machine takes no run at all")
+		}
+		if change(s); len(ix.Best(s, alice, noon, 1, nil)) != 0 {
+			t.Errorf("the machine takes a run that %s keeps from it", name)
+		}
+	}
+}
+
 // cluster returns n machines with five devices each, some of which are in use.
 func cluster(n int) []fleet.Node {
 	const g = task.GiB
@@ -171,39 +193,50 @@ func cluster(n int) []fleet.Node {
 	return nodes
 }
 
-// BenchmarkDecide is one decision of many, each of which changes a machine: the
-// shapes of runs come again, and so does what was worked out for them.
+// BenchmarkDecide is one decision of many. Before each, so many machines have
+// changed; the shapes of runs come again, and so does what was worked out for
+// them, or each is new.
 func BenchmarkDecide(b *testing.B) {
-	shapes := []task.Needs{{CPU: 2000}, {CPU: 4000, GPUs: 1, Share: 250}, {CPU: 4000, GPUs: 1, Share: 500}, {CPU: 8000, GPUs: 1}, {CPU: 16000, GPUs: 2}, {CPU: 4000, GPUs: 1, GPUModels: []string{"T4"}}}
 	for _, n := range []int{100, 1000, 10_000, 100_000} {
-		b.Run(fmt.Sprintf("nodes=%d", n), func(b *testing.B) {
-			nodes := cluster(n)
-			ix := NewIndex(NewWorkload(nil))
-			ix.Update(nodes)
-			specs := make([]*task.Spec, len(shapes))
-			for i, needs := range shapes {
-				specs[i] = spec(needs)
-				ix.Best(specs[i], alice, noon, 16, nil)
-			}
-			r := rand.New(rand.NewPCG(3, 4))
-			b.ReportAllocs()
-			for i := 0; b.Loop(); i++ {
-				changed := &nodes[r.IntN(n)]
-				live := *changed.Live
-				changed.Live = &live
-				ix.set(changed)
-				if len(ix.Best(specs[i%len(specs)], alice, noon, 16, nil)) == 0 {
-					b.Fatal("nothing fits")
-				}
-			}
-		})
-		b.Run(fmt.Sprintf("new-shape/nodes=%d", n), func(b *testing.B) {
-			nodes := cluster(n)
-			ix := NewIndex(NewWorkload(nil))
-			ix.Update(nodes)
-			for i := 0; b.Loop(); i++ {
-				ix.Best(spec(task.Needs{CPU: task.CPU(1000 + i%4000), GPUs: 1, Share: 250}), alice, noon, 16, nil)
-			}
-		})
+		for _, bc := range []struct {
+			name     string
+			changed  int
+			newShape bool
+		}{{"one-changed", 1, false}, {"1%-changed", n / 100, false}, {"all-changed", n, false}, {"new-shape", 1, true}} {
+			b.Run(fmt.Sprintf("%s/nodes=%d", bc.name, n), func(b *testing.B) { decide(b, n, bc.changed, bc.newShape) })
+		}
+	}
+}
+
+func decide(b *testing.B, n, changed int, newShape bool) {
+	shapes := []task.Needs{{CPU: 2000}, {CPU: 4000, GPUs: 1, Share: 250}, {CPU: 4000, GPUs: 1, Share: 500}, {CPU: 8000, GPUs: 1}, {CPU: 16000, GPUs: 2}, {CPU: 4000, GPUs: 1, GPUModels: []string{"T4"}}}
+	nodes := cluster(n)
+	ix := NewIndex(NewWorkload(nil))
+	ix.Update(nodes)
+	for _, needs := range shapes {
+		ix.Best(spec(needs), alice, noon, 16, nil)
+	}
+	r := rand.New(rand.NewPCG(3, 4))
+	b.ReportAllocs()
+	b.ResetTimer()
+	for i := range b.N {
+		b.StopTimer()
+		for range changed {
+			c := &nodes[r.IntN(n)]
+			live := *c.Live
+			live.FreeMemory -= task.Bytes(r.IntN(1000))
+			c.Live = &live
+			ix.Set(c)
+		}
+		needs := shapes[i%len(shapes)]
+		if newShape {
+			needs.Memory = task.GiB + task.Bytes(i)
+			needs.CPU += task.CPU(r.IntN(1000))
+		}
+		s := spec(needs)
+		b.StartTimer()
+		if len(ix.Best(s, alice, noon, 16, nil)) == 0 {
+			b.Fatal("nothing fits")
+		}
 	}
 }

@@ -31,6 +31,9 @@ const (
 
 // class is what devices of one model and size are to the shapes of a workload.
 type class struct {
+	id    int    // counts from 0
+	words string // of the model, as [words] has them
+	vram  task.Bytes
 	need  []int16 // thousandths that a run of a shape takes of one; more than whole: it cannot
 	price float64 // how much of the capacity of this model other runs insist on; 1 is all of it
 }
@@ -52,14 +55,14 @@ func thousandths(share int, need, vram task.Bytes) int16 {
 
 // newClass holds devices against the shapes.
 func (w *Workload) newClass(model string, vram task.Bytes) *class {
-	c := &class{need: make([]int16, len(w.shapes))}
+	c := &class{words: words(model), vram: vram, need: make([]int16, len(w.shapes))}
 	for i := range w.shapes {
 		s := &w.shapes[i]
 		if s.gpus == 0 {
 			continue
 		}
 		c.need[i] = thousandths(s.share, s.vram, vram)
-		if len(s.models) > 0 && !isModel(model, s.models) {
+		if len(s.models) > 0 && !hasWords(c.words, allWords(s.models)) {
 			c.need[i] = impossible
 		}
 	}
@@ -73,8 +76,12 @@ func (w *Workload) lost(s *stand, cpu int64, claims []claim) float64 {
 	if idle == 0 {
 		return 0
 	}
-	stranded := float64(idle) - float64(cpu)/max(1, w.perGPU)
-	return useless + max(0, stranded)
+	return useless + w.stranded(float64(idle), cpu)
+}
+
+// stranded returns how much of what is idle will be left without CPU.
+func (w *Workload) stranded(idle float64, cpu int64) float64 {
+	return max(0, idle-float64(cpu)/max(1, w.perGPU))
 }
 
 // fragmented returns how much of all devices is idle, and how much of that a run

@@ -15,7 +15,13 @@ type scale struct {
 	classes  map[classKey]*class
 	capacity map[classKey]int // thousandths of devices that the mesh has of each
 
+	profiles map[string]*profile // of what [scale.profile] makes of the devices
+	asked    uint64              // counts the runs that bounds were asked for
+
 	scratch [3][]*device // for one check at a time
+	alike   []alike      // for one bound at a time
+	key     []byte
+	steps   []float64
 }
 
 type classKey struct {
@@ -24,13 +30,14 @@ type classKey struct {
 }
 
 func newScale(w *Workload) *scale {
-	return &scale{workload: w, classes: map[classKey]*class{}, capacity: map[classKey]int{}}
+	return &scale{workload: w, classes: map[classKey]*class{}, capacity: map[classKey]int{}, profiles: map[string]*profile{}, steps: make([]float64, len(w.steps)+1)}
 }
 
 func (sc *scale) class(k classKey) *class {
 	c := sc.classes[k]
 	if c == nil {
 		c = sc.workload.newClass(k.model, k.vram)
+		c.id = len(sc.classes)
 		sc.classes[k] = c
 	}
 	return c

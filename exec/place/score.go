@@ -42,74 +42,111 @@ const (
 // score returns the parts of the machine's score for a run. It is asked only
 // where the run fits.
 func (f *fit) score() []task.Part {
-	start, why := f.start()
+	start := f.start()
 	parts := []task.Part{
-		{Name: "start", Text: "starts in about " + seconds(start) + why, Points: startScore(start)},
+		{Name: "start", Text: "starts in about " + seconds(start) + f.why(), Points: startScore(start)},
 		f.scorePacking(),
-		f.scoreOwner(),
+		ownerScore(f.node, f.from.Owner),
 	}
 	if len(f.spec.Prefer) > 0 {
-		parts = append(parts, f.scoreWishes())
+		parts = append(parts, wishScore(f.spec.Prefer, f.offer))
 	}
 	left := f.cpu - f.needs.CPU
-	return append(parts, f.scorePower(), f.scorePath(), task.Part{
-		Name: "cpu", Text: "leaves " + left.String() + " of " + f.offer.CPU.String() + " cores", Points: f.fitScore(),
+	return append(parts, powerScore(f.offer, &f.live), f.scorePath(), task.Part{
+		Name: "cpu", Text: "leaves " + left.String() + " of " + f.offer.CPU.String() + " cores", Points: fitScore(left),
 	})
 }
 
 // total returns the sum of the parts of the score, without their words.
 func (f *fit) total() int {
-	start, _ := f.start()
-	return startScore(start) + f.packs(f.devices)*levelPoints + f.scoreOwner().Points + f.scoreWishes().Points + f.scorePower().Points + f.nearScore() + f.fitScore()
+	return startScore(f.start()) + f.packs(f.devices)*levelPoints + ownerScore(f.node, f.from.Owner).Points + wishScore(f.spec.Prefer, f.offer).Points +
+		powerScore(f.offer, &f.live).Points + nearScore(f.node) + fitScore(f.cpu-f.needs.CPU)
 }
 
 // start estimates when the run could start: after those who wait there already, and
 // when what it needs has travelled to the machine, over the path to it.
-func (f *fit) start() (time.Duration, string) {
-	wait := time.Duration(f.live.Queue) * time.Second
-	why := ""
-	if wait > 0 {
-		why = ", as others wait there"
-	}
-	if f.spec.Driver == task.DriverImage {
-		wait += imageStart
-	}
-	size := f.toSend()
-	if f.node.Self && size == 0 {
-		return wait, why
-	}
-	if f.node.State == fleet.Suspect {
-		wait += suspectStart
-	}
-	rate, way := float64(directRate), "directly"
-	switch f.node.Path.Kind {
-	case fleet.PathLAN:
-		rate, way = lanRate, "on the local network"
-	case fleet.PathRelay, fleet.PathTCP, fleet.PathNone:
-		rate, way = relayRate, "over a slow path"
-	}
-	if m := f.node.Path.Rate; m > 0 {
-		rate, way = float64(m), way+" at the measured "+m.String()+"/s"
-	}
-	wait += 2*f.node.Path.RTT + time.Duration(float64(size)/rate*float64(time.Second))
-	if size == 0 {
-		return wait, why
-	}
-	return wait, why + fmt.Sprintf(", with %v to send %s", size, way)
+func (f *fit) start() time.Duration {
+	return startOf(f.spec) + queueOf(&f.live) + linkTo(f.node).send(f.node, toSend(f.spec, sizeOf(f.spec), f.node))
 }
 
-// toSend is what the machine lacks of what the run needs: its inputs, which its
-// submitter has, and the weights of a model that it serves.
-func (f *fit) toSend() (size task.Bytes) {
-	if !f.node.Self {
-		for _, in := range f.spec.Inputs {
-			size += in.Size
-		}
+// startOf returns how long a run takes to start, wherever it is.
+func startOf(spec *task.Spec) time.Duration {
+	if spec.Driver == task.DriverImage {
+		return imageStart
 	}
-	if v := f.spec.Serve; v != nil && !slices.Contains(v.On, f.node.ID) {
+	return 0
+}
+
+// queueOf returns how long those wait who wait at a machine already.
+func queueOf(l *fleet.Live) time.Duration { return time.Duration(l.Queue) * time.Second }
+
+// link is what it takes to send something to a machine.
+type link struct {
+	wait time.Duration // for as little as the run itself
+	rate float64       // bytes a second
+	way  string        // how, as the end of a sentence
+}
+
+func linkTo(n *fleet.Node) link {
+	l := link{2 * n.Path.RTT, directRate, "directly"}
+	if n.State == fleet.Suspect {
+		l.wait += suspectStart
+	}
+	switch n.Path.Kind {
+	case fleet.PathLAN:
+		l.rate, l.way = lanRate, "on the local network"
+	case fleet.PathRelay, fleet.PathTCP, fleet.PathNone:
+		l.rate, l.way = relayRate, "over a slow path"
+	}
+	if m := n.Path.Rate; m > 0 {
+		l.rate = float64(m)
+	}
+	return l
+}
+
+// send returns how long it takes to send the run, and so much with it.
+func (l link) send(n *fleet.Node, size task.Bytes) time.Duration {
+	if n.Self && size == 0 {
+		return 0
+	}
+	return l.wait + time.Duration(float64(size)/l.rate*float64(time.Second))
+}
+
+// sizeOf returns the size of all inputs.
+func sizeOf(spec *task.Spec) (size task.Bytes) {
+	for _, in := range spec.Inputs {
+		size += in.Size
+	}
+	return size
+}
+
+// toSend is what a machine lacks of what a run needs: its inputs, which its
+// submitter has, and the weights of a model that it serves.
+func toSend(spec *task.Spec, inputs task.Bytes, n *fleet.Node) (size task.Bytes) {
+	if !n.Self {
+		size = inputs
+	}
+	if v := spec.Serve; v != nil && !slices.Contains(v.On, n.ID) {
 		size += v.Size
 	}
 	return size
+}
+
+// why says what the run waits for, as the end of a sentence.
+func (f *fit) why() string {
+	text := ""
+	if f.live.Queue > 0 {
+		text = ", as others wait there"
+	}
+	size := toSend(f.spec, sizeOf(f.spec), f.node)
+	if size == 0 {
+		return text
+	}
+	way := linkTo(f.node).way
+	if m := f.node.Path.Rate; m > 0 {
+		way += " at the measured " + m.String() + "/s"
+	}
+	return text + fmt.Sprintf(", with %v to send %s", size, way)
 }
 
 // startScore gives points for each halving, from a minute down to a second.
@@ -169,43 +206,43 @@ func devices(n int) string {
 	return fmt.Sprintf("%.4g GPUs", float64(n)/whole)
 }
 
-func (f *fit) scoreOwner() task.Part {
-	if f.node.Owner == f.from.Owner {
+func ownerScore(n *fleet.Node, owner string) task.Part {
+	if n.Owner == owner {
 		return task.Part{Name: "owner", Text: "belongs to the same owner", Points: ownerPoints}
 	}
-	return task.Part{Name: "owner", Text: "belongs to " + f.node.Owner}
+	return task.Part{Name: "owner", Text: "belongs to " + n.Owner}
 }
 
-// scoreWishes gives points for labels that the run prefers, the first ones more.
-func (f *fit) scoreWishes() task.Part {
-	for i, l := range f.spec.Prefer {
-		if miss := missing([]string{l}, f.offer.Has); len(miss) == 0 {
+// wishScore gives points for labels that a run prefers, the first ones more.
+func wishScore(prefer []string, o *fleet.Offer) task.Part {
+	for i, l := range prefer {
+		if o.Has(l) {
 			return task.Part{Name: "prefer", Text: "has the label " + l, Points: wishPoints / (i + 1)}
 		}
 	}
 	return task.Part{Name: "prefer", Text: "has no label that the run prefers"}
 }
 
-// scorePower keeps laptops free, those that live on their battery most of all.
-func (f *fit) scorePower() task.Part {
+// powerScore keeps laptops free, those that live on their battery most of all.
+func powerScore(o *fleet.Offer, l *fleet.Live) task.Part {
 	p := task.Part{Name: "power", Text: "is no laptop", Points: powerPoints}
 	switch {
-	case f.offer.Portable && f.live.OnBattery:
+	case o.Portable && l.OnBattery:
 		p.Text, p.Points = "lives on its battery", 0
-	case f.offer.Portable:
+	case o.Portable:
 		p.Text, p.Points = "is a laptop, plugged in", powerPoints/2
 	}
 	return p
 }
 
 // fitScore gives the more the less CPU is left over.
-func (f *fit) fitScore() int {
+func fitScore(left task.CPU) int {
 	const half = 64 * task.Core
-	return int(fitPoints * half / (half + f.cpu - f.needs.CPU))
+	return int(fitPoints * half / (half + left))
 }
 
 func (f *fit) scorePath() task.Part {
-	part := task.Part{Name: "path", Points: f.nearScore()}
+	part := task.Part{Name: "path", Points: nearScore(f.node)}
 	p := f.node.Path
 	switch {
 	case f.node.Self:
@@ -224,13 +261,13 @@ func (f *fit) scorePath() task.Part {
 	return part
 }
 
-func (f *fit) nearScore() int {
-	p := f.node.Path
+func nearScore(n *fleet.Node) int {
+	p := n.Path
 	near := nearPoints / (1 + float64(p.RTT)/float64(halfPath))
 	switch {
-	case f.node.Self:
+	case n.Self:
 		return selfPoints
-	case f.node.State == fleet.Suspect || p.RTT <= 0:
+	case n.State == fleet.Suspect || p.RTT <= 0:
 		return 0
 	case p.Kind == fleet.PathRelay:
 		near /= 2

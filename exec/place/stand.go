@@ -34,7 +34,7 @@ const tolerated = whole / 5
 func (sc *scale) newStand(node *fleet.Node) *stand {
 	o := node.Offer
 	s := &stand{live: liveOf(node)}
-	s.cpu = sub(sub(o.CPU, o.Terms.ReserveCPU), s.live.HeldCPU)
+	s.cpu = freeCPU(o, &s.live)
 	s.memory = freeMemory(o, &s.live)
 	s.pool = s.devices(o)
 	slices.SortStableFunc(s.pool, fullest)
@@ -61,24 +61,30 @@ func (sc *scale) newStand(node *fleet.Node) *stand {
 	return s
 }
 
-// devices joins what the machine offers with what is free of it. A device about
-// which the live facts say nothing counts as free.
+// devices joins what the machine offers with what is free of it.
 func (s *stand) devices(o *fleet.Offer) []device {
 	out := make([]device, len(o.GPUs))
 	for i := range o.GPUs {
-		d := &o.GPUs[i]
-		out[i] = device{Device: d, VRAM: d.VRAM, free: d.VRAM}
-		if i < len(s.live.GPUs) {
-			l := &s.live.GPUs[i]
-			out[i].held, out[i].share, out[i].owner = l.Held, l.Share, l.Owner
-			out[i].free = l.FreeVRAM
-			if l.Share > 0 { // what is promised may not be in use yet
-				out[i].free = min(l.FreeVRAM, sub(d.VRAM, l.Promised))
-			}
+		out[i] = deviceOf(o, &s.live, i, s.memory)
+	}
+	return out
+}
+
+// deviceOf joins what a device is with what is free of it, on a machine with so
+// much memory free. It counts as free if the live facts say nothing about it.
+func deviceOf(o *fleet.Offer, live *fleet.Live, i int, memory task.Bytes) device {
+	d := &o.GPUs[i]
+	out := device{Device: d, VRAM: d.VRAM, free: d.VRAM}
+	if i < len(live.GPUs) {
+		l := &live.GPUs[i]
+		out.held, out.share, out.owner = l.Held, l.Share, l.Owner
+		out.free = l.FreeVRAM
+		if l.Share > 0 { // what is promised may not be in use yet
+			out.free = min(l.FreeVRAM, sub(d.VRAM, l.Promised))
 		}
-		if d.Unified && d.VRAM == 0 { // the driver does not tell a part of its own
-			out[i].VRAM, out[i].free = o.Memory, s.memory
-		}
+	}
+	if d.Unified && d.VRAM == 0 { // the driver does not tell a part of its own
+		out.VRAM, out.free = o.Memory, memory
 	}
 	return out
 }

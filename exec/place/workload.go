@@ -16,8 +16,10 @@ const whole = 1000
 // usual first. Placement leaves free what these shapes could use. It does not
 // change.
 type Workload struct {
-	shapes []shape
-	perGPU float64 // thousandths of a core that the runs with GPUs ask for, for each thousandth of a device
+	shapes  []shape
+	perGPU  float64 // thousandths of a core that the runs with GPUs ask for, for each thousandth of a device
+	steps   []int64 // how much CPU the shapes with GPUs ask for, the least first
+	bySteps []int   // those shapes, in that order
 }
 
 // shape is what some part of all runs asks for.
@@ -28,6 +30,7 @@ type shape struct {
 	share  int        // of each device, in thousandths
 	vram   task.Bytes // on each device
 	models []string   // as [task.Needs.GPUModels]
+	step   int        // of cpu, in the steps of the workload
 }
 
 // How many shapes count at least and at most, and what part of all runs is
@@ -62,7 +65,33 @@ func NewWorkload(runs []task.Needs) *Workload {
 		return cmp.Or(cmp.Compare(b.weight, a.weight), strings.Compare(a.key(), b.key()))
 	})
 	w.cut(float64(len(runs)))
+	w.climb()
 	return w
+}
+
+// climb puts the shapes with GPUs in the order of the CPU that they ask for.
+func (w *Workload) climb() {
+	for i := range w.shapes {
+		if s := &w.shapes[i]; s.gpus > 0 {
+			w.bySteps = append(w.bySteps, i)
+			w.steps = append(w.steps, s.cpu)
+		}
+	}
+	slices.SortStableFunc(w.bySteps, func(a, b int) int { return cmp.Compare(w.shapes[a].cpu, w.shapes[b].cpu) })
+	slices.Sort(w.steps)
+	w.steps = slices.Compact(w.steps)
+	for _, i := range w.bySteps {
+		w.shapes[i].step, _ = slices.BinarySearch(w.steps, w.shapes[i].cpu)
+	}
+}
+
+// step returns how many steps so much CPU is enough for.
+func (w *Workload) step(cpu int64) int {
+	n, exact := slices.BinarySearch(w.steps, cpu)
+	if exact {
+		n++
+	}
+	return n
 }
 
 // cut leaves the most usual shapes.
