@@ -105,14 +105,41 @@ func (f *fit) busy(idle, pool []*device) {
 	if f.silent() {
 		return
 	}
-	most := 0
-	for _, d := range pool {
+	most, shares := 0, make([]int, len(pool))
+	for i, d := range pool {
 		if !d.held && (d.share == 0 || d.owner == f.from.Owner) {
 			most = max(most, whole-d.share)
 		}
+		shares[i] = f.shareOf(d)
 	}
-	f.later("gpu-share", uint64(f.needs.Share), uint64(most), "needs %s of %s; other runs leave %s at most",
+	f.later("gpu-share", uint64(f.needs.Share), uint64(largest(shares, f.needs.GPUs)), "needs %s of %s; other runs leave %s at most",
 		percent(f.needs.Share), gpuCount(f.needs.GPUs), percent(most))
+}
+
+// shareOf returns how much of a device the run could have at most, if it asked for
+// less, in thousandths.
+func (f *fit) shareOf(d *device) int {
+	left := f.vramOf(d)
+	if !d.open(1, f.from.Owner) || f.needs.VRAM > left {
+		return 0
+	}
+	return min(f.needs.Share, whole-d.share, int(fraction(left, d.VRAM)*whole))
+}
+
+// vramOf returns how much of the memory of a device the run could have, if it takes
+// as much of the others that have none of their own.
+func (f *fit) vramOf(d *device) task.Bytes {
+	if d.Unified {
+		return min(d.free, f.sharedVRAM()/task.Bytes(f.needs.GPUs))
+	}
+	return d.free
+}
+
+// largest returns the n-th largest of a list, which it sorts, or the least if there
+// are fewer.
+func largest[T cmp.Ordered](list []T, n int) T {
+	slices.Sort(list)
+	return list[max(0, len(list)-n)]
 }
 
 // percent writes thousandths.
@@ -153,19 +180,14 @@ func (f *fit) noVRAM(idle, pool []*device) {
 	if f.silent() {
 		return
 	}
-	left := func(d *device) task.Bytes {
-		if d.Unified { // which all that have none of their own take from
-			return min(d.free, f.sharedVRAM()/task.Bytes(f.needs.GPUs))
-		}
-		return d.free
-	}
-	most := slices.MaxFunc(idle, func(a, b *device) int { return cmp.Compare(left(a), left(b)) })
-	frees := make([]task.Bytes, len(idle))
+	most := slices.MaxFunc(idle, func(a, b *device) int { return cmp.Compare(f.vramOf(a), f.vramOf(b)) })
+	frees, shares := make([]task.Bytes, len(idle)), make([]int, len(idle))
 	for i, d := range idle {
-		frees[i] = left(d)
+		if n := f.vramOf(d); d.VRAM.Part(f.needs.Share) <= n {
+			frees[i] = n
+		}
+		shares[i] = f.shareOf(d)
 	}
-	slices.SortFunc(frees, func(a, b task.Bytes) int { return cmp.Compare(b, a) })
-	have := frees[min(f.needs.GPUs, len(frees))-1] // with less than that asked for, there would be enough devices
 	var rest string
 	switch {
 	case len(f.devices) > 0:
@@ -173,7 +195,7 @@ func (f *fit) noVRAM(idle, pool []*device) {
 	case most.VRAM == 0:
 		rest = most.Model + " does not tell how much it has"
 	default:
-		rest = fmt.Sprintf("the most free is %v of %v on %s", left(most), most.VRAM, most.Model)
+		rest = fmt.Sprintf("the most free is %v of %v on %s", f.vramOf(most), most.VRAM, most.Model)
 	}
 	where := "one GPU"
 	if f.needs.GPUs > 1 {
@@ -185,9 +207,12 @@ func (f *fit) noVRAM(idle, pool []*device) {
 			large++
 		}
 	}
-	need := f.vram(most)
-	f.refuse(large >= f.needs.GPUs, "vram", uint64(need), uint64(have),
-		"needs %v of VRAM on %s; %s", need, where, rest)
+	// With as much as enough devices have, there would be room.
+	rule, need, have := "vram", uint64(f.vram(most)), uint64(largest(frees, f.needs.GPUs))
+	if share := largest(shares, f.needs.GPUs); share > 0 {
+		rule, need, have = "gpu-share", uint64(f.needs.Share), uint64(share)
+	}
+	f.refuse(large >= f.needs.GPUs, rule, need, have, "needs %v of VRAM on %s; %s", f.vram(most), where, rest)
 }
 
 // sharedVRAM is what the run leaves of the machine's memory for the devices that

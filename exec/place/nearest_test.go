@@ -65,6 +65,8 @@ func TestNearestIsTrue(t *testing.T) {
 			lifted.Needs.Disk = task.Bytes(reason.Have)
 		case "vram":
 			lifted.Needs.VRAM = task.Bytes(reason.Have)
+		case "gpu-share":
+			lifted.Needs.Share = int(reason.Have)
 		case "gpu-model":
 			lifted.Needs.GPUModels = nil
 		default:

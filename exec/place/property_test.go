@@ -28,6 +28,7 @@ func drawNode(t *rapid.T, n byte) fleet.Node {
 		Path: fleet.Path{
 			Kind: rapid.SampledFrom([]string{fleet.PathLAN, fleet.PathDirect, fleet.PathNone}).Draw(t, "path"),
 			RTT:  time.Duration(rapid.IntRange(0, 300).Draw(t, "rtt")) * time.Millisecond,
+			Rate: rapid.SampledFrom([]task.Bytes{0, 0, task.MiB, 50 * task.MiB}).Draw(t, "rate"),
 		},
 	}
 	if rapid.IntRange(0, 15).Draw(t, "offer") == 0 {
@@ -36,7 +37,7 @@ func drawNode(t *rapid.T, n byte) fleet.Node {
 	o := &fleet.Offer{
 		OS: "linux", Arch: rapid.SampledFrom([]string{"amd64", "arm64"}).Draw(t, "arch"),
 		CPU: task.CPU(rapid.IntRange(0, 16).Draw(t, "cores")) * task.Core, Memory: gib(t, "memory", 32), Disk: gib(t, "disk", 32),
-		Drivers: []string{task.DriverProcess}, Isolation: policy.IsolationNone,
+		Drivers: []string{task.DriverProcess}, Isolation: policy.IsolationNone, Portable: rapid.Bool().Draw(t, "portable"),
 		Terms: policy.Terms{
 			Offers:        rapid.IntRange(0, 9).Draw(t, "offers") > 0,
 			ReserveCPU:    task.CPU(rapid.IntRange(0, 4).Draw(t, "reserve")) * task.Core,
@@ -49,6 +50,7 @@ func drawNode(t *rapid.T, n byte) fleet.Node {
 	l := &fleet.Live{
 		HeldCPU: task.CPU(rapid.IntRange(0, 16).Draw(t, "held")) * task.Core, HeldMemory: gib(t, "held memory", 16),
 		FreeMemory: gib(t, "free memory", 32), FreeDisk: gib(t, "free disk", 32),
+		Queue: rapid.SampledFrom([]int{0, 0, 3, 40}).Draw(t, "queue"),
 	}
 	for range rapid.IntRange(0, 3).Draw(t, "gpus") {
 		o.GPUs = append(o.GPUs, fleet.Device{
@@ -56,6 +58,11 @@ func drawNode(t *rapid.T, n byte) fleet.Node {
 			VRAM: gib(t, "vram", 24), Unified: rapid.IntRange(0, 3).Draw(t, "unified") == 0,
 		})
 		l.GPUs = append(l.GPUs, fleet.LiveGPU{FreeVRAM: gib(t, "free vram", 24), Held: rapid.Bool().Draw(t, "gpu held")})
+		if d := &l.GPUs[len(l.GPUs)-1]; !d.Held {
+			d.Share = rapid.SampledFrom([]int{0, 0, 0, 250, 500, 1000}).Draw(t, "gpu share")
+			d.Promised = o.GPUs[len(o.GPUs)-1].VRAM.Part(d.Share)
+			d.Owner = rapid.SampledFrom([]string{"alice", "ben"}).Draw(t, "gpu owner")
+		}
 	}
 	node.Offer = o
 	if rapid.IntRange(0, 9).Draw(t, "live") > 0 {
@@ -82,6 +89,18 @@ func drawSpec(t *rapid.T) *task.Spec {
 	}
 	if rapid.IntRange(0, 3).Draw(t, "by model") == 0 {
 		s.Needs.GPUModels = []string{"L4"}
+	}
+	if rapid.IntRange(0, 2).Draw(t, "shares") == 0 {
+		s.Needs.Share = rapid.SampledFrom([]int{100, 250, 500, 700}).Draw(t, "need share")
+	}
+	if rapid.IntRange(0, 3).Draw(t, "inputs") == 0 {
+		s.Inputs = []task.Input{{Size: gib(t, "size", 4)}}
+	}
+	if rapid.IntRange(0, 3).Draw(t, "serves") == 0 {
+		s.Serve = &task.Serve{Size: gib(t, "weights", 4), On: []identity.ID{{byte(rapid.IntRange(0, 8).Draw(t, "on"))}}}
+	}
+	if rapid.IntRange(0, 3).Draw(t, "secret") == 0 {
+		s.Secrets = []task.Secret{{Name: "token"}}
 	}
 	return s
 }
@@ -217,11 +236,15 @@ func TestLiftingAReasonRemovesIt(t *testing.T) {
 			case "arch":
 				lifted.Needs.Arch = nil
 			case "vram":
-				lifted.Needs.VRAM = 0
+				lifted.Needs.VRAM, lifted.Needs.Share = 0, 0
 			case "gpu-model":
 				lifted.Needs.GPUModels = nil
 			case "gpus":
-				lifted.Needs.GPUs, lifted.Needs.VRAM, lifted.Needs.GPUModels = 0, 0, nil
+				lifted.Needs.GPUs, lifted.Needs.Share, lifted.Needs.VRAM, lifted.Needs.GPUModels = 0, 0, 0, nil
+			case "gpu-share":
+				lifted.Needs.Share, lifted.Needs.GPUs = 0, 0
+			case "secrets":
+				lifted.Secrets = nil
 			case "alive":
 				n.State = fleet.Up
 			default:
