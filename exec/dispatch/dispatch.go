@@ -223,6 +223,13 @@ func (d *Dispatcher) rankLocked(spec *task.Spec, limit int, skip func(identity.I
 	return d.index.Choose(spec, d.cfg.From, now, limit, skip)
 }
 
+// judge returns the verdict on a machine as it has just said that it is.
+func (d *Dispatcher) judge(spec *task.Spec, n *fleet.Node) task.Verdict {
+	d.ranking.Lock()
+	defer d.ranking.Unlock()
+	return d.index.Judge(spec, d.cfg.From, n, d.cfg.Now())
+}
+
 // learn takes what a run asks for into what runs usually do.
 func (d *Dispatcher) learn(n task.Needs) {
 	d.ranking.Lock()

@@ -241,8 +241,8 @@ func (b *bidding) verdict(a answer) task.Verdict {
 		if live := (fleet.Live{}); wire.Unmarshal(a.held.Facts, &live) == nil {
 			n.Live, n.LiveAt = &live, b.d.cfg.Now()
 		}
-		if own := place.Choose(&b.spec, b.d.cfg.From, []fleet.Node{n}, b.d.cfg.Now()); own[0].Fits {
-			v = own[0]
+		if own := b.d.judge(&b.spec, &n); own.Fits {
+			v = own
 		}
 	}
 	v.Parts = append(v.Parts, turn)

@@ -348,6 +348,12 @@ func columnKey(spec *task.Spec, from policy.Asker) string {
 	return string(b)
 }
 
+// Judge returns the verdict on a machine as it is now, whatever the index knows of
+// it: it can be compared with those of [Index.Choose].
+func (ix *Index) Judge(spec *task.Spec, from policy.Asker, n *fleet.Node, now time.Time) task.Verdict {
+	return ix.scale.judge(spec, from, n, now)
+}
+
 // Choose returns the verdict on the machines for a run of a member's, the best
 // first: on up to limit machines that fit and, where that leaves room, on those
 // that do not; 0 is for all. More is how many were left out.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"reflect"
+	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -28,6 +29,12 @@ func TestIndexFollows(t *testing.T) {
 				list, more := ix.Choose(s, alice, noon, 0, nil)
 				if want := Choose(s, alice, nodes, noon); more != 0 || !reflect.DeepEqual(list, want) {
 					t.Fatalf("got %+v\nwant %+v", list, want)
+				}
+				for _, v := range list {
+					at := slices.IndexFunc(nodes, func(n fleet.Node) bool { return n.ID == v.Node })
+					if own := ix.Judge(s, alice, &nodes[at], noon); own.Score != v.Score || own.Fits != v.Fits {
+						t.Fatalf("%s alone has %d, among others %d", v.Name, own.Score, v.Score)
+					}
 				}
 				fit := list.Best()
 				for i, c := range best {
