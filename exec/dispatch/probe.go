@@ -22,6 +22,10 @@ const viewAge = time.Second
 // asked: where there are fewer, one run in ten at most would meet another one.
 const fewOthers = 0.1
 
+// mostRounds is how often a few machines are asked for one run, where all that were
+// asked have just become full.
+const mostRounds = 4
+
 // hurried reports whether others place so many runs that machines are asked.
 func (d *Dispatcher) hurried() bool {
 	d.ranking.Lock()
@@ -45,21 +49,25 @@ func (r *run) probe(ctx context.Context) error {
 	if r.cancelled() || !r.movable() || r.spec.Wait > 0 && r.d.line.waits(r) {
 		return r.insist(ctx, "place", r.placeAgain)
 	}
-	ranking, _ := r.rank()
-	targets := r.d.targets(ranking.Best())
-	if len(targets) < 2 { // nothing to choose from
-		return r.insist(ctx, "place", r.placeAgain)
-	}
 	b := r.newBidding()
 	defer b.withdraw()
-	for _, v := range targets {
-		b.ask(ctx, v.Node, false)
+	for range mostRounds {
+		ranking, _ := r.rank()
+		targets := r.d.targets(ranking.Best())
+		if len(targets) < 2 { // nothing to choose from
+			break
+		}
+		for _, v := range targets {
+			b.ask(ctx, v.Node, false)
+		}
+		if best := b.bestAnswer(ctx); best != nil {
+			return b.placeAt(ctx, *best)
+		}
+		if len(b.open) > 0 { // who has not answered is not asked again
+			break
+		}
 	}
-	best := b.bestAnswer(ctx)
-	if best == nil {
-		return r.insist(ctx, "place", r.placeAgain)
-	}
-	return b.placeAt(ctx, *best)
+	return r.insist(ctx, "place", r.placeAgain)
 }
 
 // bestAnswer waits for the answers, and returns that of the machine which suits

@@ -9,6 +9,7 @@ import (
 
 	"github.com/balanceai/balance/exec/fleet"
 	"github.com/balanceai/balance/exec/task"
+	"github.com/balanceai/balance/mesh/identity"
 )
 
 // Runs that are placed at the same time do not all go to the machine that was the
@@ -97,6 +98,36 @@ func TestProbe(t *testing.T) {
 	l.waits(id)
 	l.full(nil)
 	if got := brief(l.end(id)); !strings.HasSuffix(got, "succeeded") {
+		t.Errorf("got %s", got)
+	}
+}
+
+// When those that were asked have all become full, others are asked before one is
+// told to take the run.
+func TestProbeAgain(t *testing.T) {
+	last := newMachine(8, "last")
+	list := []*machine{newMachine(2, "a"), newMachine(3, "b"), newMachine(4, "c"), newMachine(5, "d"), newMachine(6, "e"), newMachine(7, "f"), last}
+	byID := map[identity.ID]Executor{}
+	for _, m := range list {
+		byID[m.id()] = m
+		if m != last {
+			m.refusal = busy
+		}
+	}
+	l := newLab(t, func(cfg *Config) {
+		cfg.Executor = func(id identity.ID) Executor { return byID[id] }
+		cfg.View = func() []fleet.Node {
+			var nodes []fleet.Node
+			for i, m := range list {
+				nodes = append(nodes, m.node(task.CPU(8*(i+1))))
+			}
+			return nodes
+		}
+	})
+	l.d.ranking.Lock()
+	l.d.pace = pace{rate: 5, begun: true, at: time.Now()}
+	l.d.ranking.Unlock()
+	if got := brief(l.end(l.submit(bare()))); strings.Count(got, "placed@") != 1 || !strings.Contains(got, "placed@last started@last") {
 		t.Errorf("got %s", got)
 	}
 }
