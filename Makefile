@@ -54,6 +54,8 @@ bench-place: ## placement on the public traces in TRACES=DIR (docs/placement.md 
 	@$(GO) run ./cmd/placebench --nodes "$(TRACES)/openb_node_list_gpu_node.csv" --traces "$(TRACES)"
 	@echo; echo "Many dispatchers, each on a view of its own."
 	@$(GO) run ./cmd/placebench --nodes "$(TRACES)/openb_node_list_gpu_node.csv" --pods "$(TRACES)/openb_pod_list_default.csv" --seeds 42-44 --dispatchers 10,100 --stale 1s,5s,30s
+	@echo; echo "The same where runs depart and others come."
+	@$(GO) run ./cmd/placebench --nodes "$(TRACES)/openb_node_list_gpu_node.csv" --pods "$(TRACES)/openb_pod_list_default.csv" --seeds 42-44 --dispatchers 10,100 --stale 1s,5s,30s --churn
 	@echo; echo "One decision. Goal: 2 ms among 10,000 machines (2000000 ns)."
 	@$(GO) test -run '^$$' -bench Decide ./exec/place | grep Benchmark
 

@@ -16,8 +16,8 @@ import (
 
 // A simulation has many dispatchers, each of which decides by itself on a view
 // that is some seconds old, but for what machines have answered it. They submit
-// one run after the other, with a pause of a second on average, so that N of
-// them place about N runs a second. A message takes 20 ms. A machine takes a run
+// one run after the other, one a second on average, so that N of them place about
+// N runs a second. A message takes 20 ms. A machine takes a run
 // if it fits there at that moment, and picks the devices itself; a refusal tells
 // what is free there.
 const (
@@ -103,6 +103,7 @@ type dispatcher struct {
 	seen   int // changes of the history that have come
 	own    map[int]time.Duration
 	recent place.Recent
+	due    time.Duration // when its next job comes, if the one before is done by then
 }
 
 // event is something that happens.
@@ -135,16 +136,12 @@ func newSimulation(a arrivals, dispatchers int, age time.Duration, seed int64, c
 		d := &dispatcher{index: place.NewIndex(place.NewWorkload(nil)), nodes: slices.Clone(s.fresh), own: map[int]time.Duration{}}
 		d.index.Update(d.nodes)
 		s.views = append(s.views, d)
-		s.after(s.pause(), func() { s.submit(d) })
+		s.awaitNext(d)
 	}
 	return s
 }
 
 func (s *simulation) after(d time.Duration, do func()) { heap.Push(&s.queue, event{s.now + d, do}) }
-
-func (s *simulation) pause() time.Duration {
-	return time.Duration(s.r.ExpFloat64() * float64(pauseMean))
-}
 
 // run goes on until all runs have come.
 func (s *simulation) run() outcome {
@@ -173,7 +170,7 @@ func (s *simulation) submit(d *dispatcher) {
 	if d.recent.Add(specOf(j).Needs) {
 		d.index.Expect(d.recent.Workload())
 	}
-	s.try(d, j, map[int]bool{})
+	s.try(d, j, attempt{refused: map[int]bool{}})
 }
 
 // see brings a view up to what is as old as views are.
@@ -190,18 +187,25 @@ func (d *dispatcher) tell(m int, l *fleet.Live) {
 	d.index.Set(&d.nodes[m])
 }
 
+// attempt is how often machines were asked for a job, and which have refused it.
+type attempt struct {
+	tries   int
+	refused map[int]bool
+}
+
 // try asks a few of the best machines how they are, and the best of those to
 // take the job.
-func (s *simulation) try(d *dispatcher, j *job, tried map[int]bool) {
+func (s *simulation) try(d *dispatcher, j *job, a attempt) {
 	s.see(d)
 	spec := specOf(j)
-	skip := func(id identity.ID) bool { return tried[rankOf(id)] }
+	skip := func(id identity.ID) bool { return a.refused[rankOf(id)] }
 	n := len(s.c.machines)
 	window := d.index.Best(spec, benchFrom, benchTime, place.Window(s.rate, s.age, n), skip)
-	if len(window) == 0 || len(tried) >= maxTries {
+	if len(window) == 0 || a.tries == maxTries {
 		s.done(d)
 		return
 	}
+	a.tries++
 	s.r.Shuffle(len(window), func(i, k int) { window[i], window[k] = window[k], window[i] })
 	window = window[:min(len(window), place.ProbesFor(s.rate, s.age, n))]
 	s.after(2*message, func() { // asked, and answered
@@ -211,31 +215,28 @@ func (s *simulation) try(d *dispatcher, j *job, tried map[int]bool) {
 			d.tell(m, s.fresh[m].Live)
 		}
 		best := d.index.Best(spec, benchFrom, benchTime, 1, func(id identity.ID) bool {
-			return tried[rankOf(id)] || !slices.ContainsFunc(window, func(c place.Candidate) bool { return c.Node == id })
+			return !slices.ContainsFunc(window, func(c place.Candidate) bool { return c.Node == id })
 		})
-		if len(best) == 0 {
-			for _, c := range window {
-				tried[rankOf(c.Node)] = true
-			}
-			s.try(d, j, tried)
+		if len(best) == 0 { // which the view knows now
+			s.try(d, j, a)
 			return
 		}
 		m := rankOf(best[0].Node)
-		s.after(message, func() { s.order(d, j, m, tried) })
+		s.after(message, func() { s.order(d, j, m, a) })
 	})
 }
 
 // order has a machine take a job, or refuse it.
-func (s *simulation) order(d *dispatcher, j *job, m int, tried map[int]bool) {
+func (s *simulation) order(d *dispatcher, j *job, m int, a attempt) {
 	if !s.c.fits(m, j) {
 		if s.counts() {
 			s.refused++
 		}
-		tried[m] = true
+		a.refused[m] = true
 		s.after(message, func() {
 			d.own[m] = s.now
 			d.tell(m, s.fresh[m].Live)
-			s.try(d, j, tried)
+			s.try(d, j, a)
 		})
 		return
 	}
@@ -315,5 +316,12 @@ func (s *simulation) done(d *dispatcher) {
 		s.sum += 100 * float64(s.used) / float64(s.c.capacity)
 		s.count++
 	}
-	s.after(s.pause(), func() { s.submit(d) })
+	s.awaitNext(d)
+}
+
+// awaitNext has a dispatcher submit its next job when it is due: what is asked for
+// in a time must not depend on how long it takes to find a place.
+func (s *simulation) awaitNext(d *dispatcher) {
+	d.due += time.Duration(s.r.ExpFloat64() * float64(pauseMean))
+	s.after(max(0, d.due-s.now), func() { s.submit(d) })
 }

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// Probes is how many machines are asked live before a run is placed on a view
-// that is old: one more round trip, which gives back what the age has cost.
+// Probes is how many machines at least are asked live before a run is placed on a
+// view that is old: one more round trip, which gives back what the age has cost.
 const Probes = 4
 
 // Window returns from how many of the best of n machines that fit those to be
@@ -25,12 +25,12 @@ func Window(perSecond float64, age time.Duration, n int) int {
 	return min(n, Probes+int(others/2))
 }
 
-// ProbesFor returns how many of the machines of a window are asked. Where others
-// place a run on two of five machines before their view is renewed, most of what
-// the best ones have told is no longer so.
+// mostProbes bounds how many are asked.
+const mostProbes = 8 * Probes
+
+// ProbesFor returns how many of the machines of a window are asked: the best of a
+// few is the worse the larger the window is that they are drawn from, and the more
+// of what it has told is no longer so.
 func ProbesFor(perSecond float64, age time.Duration, n int) int {
-	if perSecond*age.Seconds() > 0.4*float64(n) {
-		return min(n, 8*Probes)
-	}
-	return min(n, Probes)
+	return min(n, Probes+int(min(perSecond*age.Seconds()/12, mostProbes-Probes)))
 }
