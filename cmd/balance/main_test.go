@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -48,6 +50,9 @@ func TestScripts(t *testing.T) {
 			env.Setenv("H", home)
 			env.Setenv("EXAMPLES", filepath.Join(root, "examples"))
 			env.Setenv("NO_COLOR", "1")
+			for name, value := range goEnv() {
+				env.Setenv(name, value)
+			}
 			return nil
 		},
 		Condition: func(cond string) (bool, error) {
@@ -194,6 +199,17 @@ func scriptCommand(ts *testscript.TestScript, name string, args ...string) *exec
 	cmd.Dir = ts.MkAbs(".")
 	return cmd
 }
+
+// goEnv is where Go finds modules and keeps what it has built, for scripts that
+// build something. Their HOME is another one.
+var goEnv = sync.OnceValue(func() map[string]string {
+	env := map[string]string{}
+	out, err := exec.Command("go", "env", "-json", "GOCACHE", "GOMODCACHE", "GOPROXY", "GOSUMDB", "GONOSUMDB", "GOFLAGS").Output()
+	if err == nil {
+		_ = json.Unmarshal(out, &env) // who builds something finds out
+	}
+	return env
+})
 
 // cmdSignal sends a signal to the daemon of a home, and waits for its end if
 // the signal ends it: signal NAME HOME.
