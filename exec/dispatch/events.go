@@ -18,7 +18,7 @@ func (d *Dispatcher) Events(ctx context.Context, id string, after uint64, follow
 		return err
 	}
 	err = j.Read(ctx, after, follow, func(e *task.Event) error {
-		e.Source = 0
+		e.Source, e.Part = 0, false
 		return yield(e)
 	})
 	if errors.Is(err, journal.ErrClosed) {

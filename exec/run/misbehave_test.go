@@ -22,6 +22,11 @@ import (
 	"github.com/balanceai/balance/mesh/wire"
 )
 
+// What a flood writes, again and again.
+const floodLine = "0123456789abcdef0123456789abcde\n"
+
+var floodText = strings.Repeat(floodLine, 2048)
+
 // misbehave is the program that does on order what programs do.
 func misbehave(mode string, args []string) {
 	switch mode {
@@ -49,7 +54,7 @@ func misbehave(mode string, args []string) {
 		}
 		fmt.Println("gone")
 	case "flood":
-		b := bytes.Repeat([]byte("0123456789abcdef0123456789abcde\n"), 2048)
+		b := []byte(floodText)
 		for range 1024 { // 64 MiB
 			if _, err := os.Stdout.Write(b); err != nil {
 				panic(err)

@@ -340,7 +340,7 @@ func ended(e *supervise.Exit, program string, fin *task.Finished) error {
 	return why
 }
 
-// outputLimit returns how much of the output is kept.
+// outputLimit returns how much of the output is kept; see also [supervise.LeastLimit].
 func (x *live) outputLimit() task.Bytes {
 	if x.limits.Output > 0 {
 		return x.limits.Output
