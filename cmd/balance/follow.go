@@ -119,8 +119,11 @@ func (f *follower) goOn(ctx context.Context, err error) error {
 	}
 	since, pause := time.Now(), time.Duration(0)
 	run := f.id()
-	for f.ending() == nil && !f.lost && run != "" && ctx.Err() == nil && (!errors.As(err, &p) || p.Code == "not_running") {
+	for f.ending() == nil && !f.lost && run != "" && ctx.Err() == nil && (!errors.As(err, &p) || p.Code == "not_running" || p.Code == "unreachable") {
 		if time.Since(since) > patience {
+			if p != nil && p.Code == "unreachable" {
+				return err
+			}
 			return fail("not_running", "start it with: balance up; then: balance wait "+run, "the node has stopped; the run %s may still go on", run)
 		}
 		time.Sleep(pause)

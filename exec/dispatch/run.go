@@ -126,6 +126,9 @@ func (r *run) drive(ctx context.Context) {
 		r.settle(ctx)
 	}
 	_ = r.journal.Close() // what is in it is written
+	if node, _ := r.where(); r.journal.Last() == 1 && r.journal.Finished() && !node.IsZero() {
+		_ = journal.Remove(r.d.path(r.id)) // it was gone and has the end alone; the machine may have the rest
+	}
 }
 
 // bring brings the run to its end: nil once that is in the journal.

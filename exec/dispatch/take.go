@@ -219,9 +219,10 @@ func (r *run) check(from task.Place, entries []*wire.Entry) error {
 	return nil
 }
 
-// show writes a machine's event into the journal, in this node's words.
-func (r *run) show(e *task.Event) error {
-	out := task.Event{Type: e.Type, Time: e.Time, Source: e.Seq}
+// inOurWords is a machine's event as this node shows it; false for one that it
+// does not.
+func inOurWords(e *task.Event) (task.Event, bool) {
+	out := task.Event{Type: e.Type, Time: e.Time}
 	switch e.Type {
 	case task.EventReady:
 	case task.EventStarted:
@@ -234,8 +235,18 @@ func (r *run) show(e *task.Event) error {
 	case task.EventNote:
 		out.Message = shorten(e.Message, maxMessage)
 	default:
-		return nil // a newer program's
+		return out, false // a newer program's
 	}
+	return out, true
+}
+
+// show writes a machine's event into the journal.
+func (r *run) show(e *task.Event) error {
+	out, ok := inOurWords(e)
+	if !ok {
+		return nil
+	}
+	out.Source = e.Seq
 	if !r.room.take(&out) {
 		if r.full {
 			return nil

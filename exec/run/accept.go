@@ -31,7 +31,7 @@ func (r *Runner) Start(ctx context.Context, o task.Order, yield func(*task.Event
 	if err != nil {
 		return err
 	}
-	return read(ctx, x.journal, 0, yield)
+	return read(ctx, x.journal, 0, true, yield)
 }
 
 // errAgain says that the attempt has been accepted before.

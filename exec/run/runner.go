@@ -244,16 +244,21 @@ const nodeStopped = "the node stopped before it could start the run"
 // Follow yields the events of a run that come after number after, until it has
 // ended. It gives [task.ErrNoRun] when this machine has never accepted the run.
 func (r *Runner) Follow(ctx context.Context, run string, after uint64, yield func(*task.Event) error) error {
+	return r.Events(ctx, run, after, true, yield)
+}
+
+// Events does what Follow does, and without follow ends at the newest event.
+func (r *Runner) Events(ctx context.Context, run string, after uint64, follow bool, yield func(*task.Event) error) error {
 	j, err := r.journal(ctx, run)
 	if err != nil {
 		return err
 	}
-	return read(ctx, j, after, yield)
+	return read(ctx, j, after, follow, yield)
 }
 
 // read yields what is in a journal but for what only this machine needs.
-func read(ctx context.Context, j *journal.Journal, after uint64, yield func(*task.Event) error) error {
-	return j.Read(ctx, after, true, func(e *task.Event) error {
+func read(ctx context.Context, j *journal.Journal, after uint64, follow bool, yield func(*task.Event) error) error {
+	return j.Read(ctx, after, follow, func(e *task.Event) error {
 		e.Place = 0
 		return yield(e)
 	})
