@@ -381,6 +381,22 @@ func (f *facts) admit(ask run.Ask) (run.Grant, []task.Reason) {
 	return grant, reasons
 }
 
+// quota returns why a member's owner may not have this machine keep one more run.
+func (f *facts) quota(from identity.ID, kept func(identity.ID) run.Kept) []task.Reason {
+	members := f.who.now().Members
+	who := members[from]
+	offer, _ := f.current()
+	var sum policy.Kept
+	for id, m := range members {
+		if m.Owner == who.Owner {
+			k := kept(id)
+			sum.Runs += k.Runs
+			sum.Ledger += k.Ledger
+		}
+	}
+	return offer.Terms.Quota(asker(who), f.who.me().Owner, sum)
+}
+
 // What a run of another owner gets, where it does not say what it needs.
 const (
 	othersPIDs = 1024

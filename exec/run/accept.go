@@ -9,6 +9,7 @@ import (
 
 	"github.com/balanceai/balance/exec/isolate"
 	"github.com/balanceai/balance/exec/lease"
+	"github.com/balanceai/balance/exec/policy"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/wire"
 )
@@ -190,6 +191,9 @@ func (r *Runner) accept(ctx context.Context, x *live, o *task.Order, w wish) err
 		return r.refuse(ctx, o, p.own, task.Reasonf("secrets", "did not get what the run needs: %v", err))
 	}
 	if reasons := r.admit(x); len(reasons) > 0 {
+		if slices.ContainsFunc(reasons, overQuota) {
+			return refused(reasons...) // to write that down would be what there is a quota for
+		}
 		return r.refuse(ctx, o, p.own, reasons...)
 	}
 	if err := x.prepare(); err != nil {
@@ -214,6 +218,7 @@ func (x *live) promise(ctx context.Context, o *task.Order, w wish, own []*wire.E
 	if err != nil {
 		return fmt.Errorf("accept %s: %w", o.Run, err)
 	}
+	x.r.grew(x.from, slices.Concat(entries, o.Entries)...)
 	x.tell(own...)
 	x.tell(entries...)
 	return nil
@@ -225,6 +230,7 @@ func (r *Runner) refuse(ctx context.Context, o *task.Order, own []*wire.Entry, r
 	if err != nil {
 		return fmt.Errorf("refuse %s: %w", o.Run, err)
 	}
+	r.grew(o.From, entries...)
 	return &task.Refusal{Reasons: reasons, Entries: append(own, entries...)}
 }
 
@@ -266,6 +272,9 @@ func (r *Runner) admit(x *live) []task.Reason {
 // fits asks every rule whether a run may be here now, and notes what it gets. The
 // caller holds the lock.
 func (r *Runner) fits(b *bidder, attempt int) []task.Reason {
+	if reasons := r.quota(b.From, b.Run); len(reasons) > 0 {
+		return reasons
+	}
 	grant, reasons := r.cfg.Admit(Ask{Run: b.Run, Attempt: attempt, From: b.From, Spec: &b.Spec, Held: r.heldLocked()})
 	if len(reasons) > 0 {
 		return reasons
@@ -287,6 +296,8 @@ func (r *Runner) fits(b *bidder, attempt int) []task.Reason {
 	b.use = Use{Run: b.Run, From: b.From, Needs: b.Spec.Needs.Held(), Devices: grant.Devices, Since: r.cfg.Now(), Serves: b.Spec.Serve != nil}
 	return nil
 }
+
+func overQuota(r task.Reason) bool { return r.Rule == policy.RuleQuota }
 
 // cannot returns what keeps this Runner from a run, whatever the owner says.
 func (r *Runner) cannot(spec *task.Spec) []task.Reason {

@@ -140,6 +140,7 @@ func (x *live) started(at time.Time) (rest func() []task.Draft) {
 			return
 		}
 		left = nil
+		x.r.grew(x.from, entries...)
 		x.tell(entries...)
 		x.report()
 	})
