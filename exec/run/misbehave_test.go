@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -54,8 +55,11 @@ func misbehave(mode string, args []string) {
 		}
 		fmt.Println("gone")
 	case "flood":
-		b := []byte(floodText)
-		for range 1024 { // 64 MiB
+		b, mib := []byte(floodText), 64
+		if len(args) > 0 {
+			mib, _ = strconv.Atoi(args[0]) // of a test
+		}
+		for range 16 * mib {
 			if _, err := os.Stdout.Write(b); err != nil {
 				panic(err)
 			}
