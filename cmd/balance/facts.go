@@ -447,7 +447,7 @@ func (f *facts) use(held []run.Use, owner string) policy.Held {
 
 // usedSince adds up the time that an owner's runs were going on this machine.
 func (f *facts) usedSince(owner string, since, now time.Time) (sum time.Duration, err error) {
-	runs, err := f.db.Runs(context.Background(), store.RunFilter{})
+	runs, err := f.db.Runs(context.Background(), store.RunFilter{Since: since})
 	if err != nil {
 		return 0, err
 	}
