@@ -10,6 +10,7 @@ import (
 	"github.com/balanceai/balance/exec/isolate"
 	"github.com/balanceai/balance/exec/lease"
 	"github.com/balanceai/balance/exec/policy"
+	"github.com/balanceai/balance/exec/supervise"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/wire"
 )
@@ -292,6 +293,9 @@ func (r *Runner) fits(b *bidder, attempt int) []task.Reason {
 	if level != isolate.Process && len(b.Spec.Network) > 0 && grant.Network != nil && len(grant.Network) == 0 {
 		return []task.Reason{task.Reasonf("network", "its owner grants no network to the run, which asks for %s", strings.Join(b.Spec.Network, ", "))}
 	}
+	if reasons := r.confine(b, &grant); len(reasons) > 0 {
+		return reasons
+	}
 	b.grant = grant
 	b.use = Use{Run: b.Run, From: b.From, Needs: b.Spec.Needs.Held(), Devices: grant.Devices, Since: r.cfg.Now(), Serves: b.Spec.Serve != nil}
 	return nil
@@ -312,7 +316,36 @@ func (r *Runner) cannot(spec *task.Spec) []task.Reason {
 }
 
 // reserve is what runs leave free of the disk, for the ledger and the node.
-const reserve = 64 * task.MiB
+const reserve = task.Bytes(supervise.Reserve)
+
+// leastRoom is the least of the disk that a run of another owner is let in with.
+const leastRoom = 16 * task.MiB
+
+// confine holds a run of another owner to what the disk has besides the reserve, and
+// what others of the kind may take. The caller holds the lock.
+func (r *Runner) confine(b *bidder, grant *Grant) []task.Reason {
+	free, err := freeDisk(r.cfg.Dir)
+	if grant.Limits.Disk == 0 || err != nil {
+		return nil
+	}
+	taken := reserve
+	for _, x := range r.runs {
+		if x.id != b.Run && x.grant.Limits.Disk > 0 {
+			taken += x.limits.Disk
+		}
+	}
+	for _, k := range r.line.kept {
+		if k.Run != b.Run && r.runs[k.Run] == nil {
+			taken += k.grant.Limits.Disk
+		}
+	}
+	room := free - min(free, taken)
+	if need := max(b.Spec.Needs.Disk, min(leastRoom, grant.Limits.Disk)); need > room {
+		return []task.Reason{{Rule: "disk", Need: uint64(need), Have: uint64(room), Ever: true, Text: fmt.Sprintf("has %v of disk for runs of other owners, and this one needs %v", room, need)}}
+	}
+	tighten(&grant.Limits.Disk, room)
+	return nil
+}
 
 // disk refuses a run whose inputs do not fit on the disk, which has to hold
 // them twice: as blobs and in the work folder.

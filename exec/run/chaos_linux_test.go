@@ -228,6 +228,33 @@ func TestChaosFullDisk(t *testing.T) {
 	}
 }
 
+// A supervisor that is killed while its program writes more than is kept leaves what
+// it had kept, each byte once.
+func TestChaosFlood(t *testing.T) {
+	for range max(3, chaosKills()/20) {
+		l := newLab(t)
+		s := bad("flood", "256")
+		s.Limits.Output = task.MiB
+		o := order(s)
+		l.start(o).until("some output", func(r *result) bool { return r.stdout.Len() > 0 })
+		time.Sleep(rand.N(300 * time.Millisecond))
+		signalAll(worksIn(l.folder(o.Run)), syscall.SIGKILL)
+		var f flood
+		if err := l.Follow(t.Context(), o.Run, 0, new(flood).take); err != nil { // to the end
+			t.Fatal(err)
+		}
+		if err := l.Follow(t.Context(), o.Run, 0, f.take); err != nil {
+			t.Fatal(err)
+		}
+		if f.finished.Message != killed && f.finished.State != task.Succeeded {
+			t.Errorf("%+v", f.finished)
+		}
+		if f.gapped > 1 || f.came+f.missing != f.next || f.came > int64(task.MiB) {
+			t.Errorf("%d bytes are there and %d are missing of %d, with %d gaps", f.came, f.missing, f.next, f.gapped)
+		}
+	}
+}
+
 // worksIn returns the processes of which the working directory is a folder.
 func worksIn(dir string) (pids []int) {
 	links, _ := filepath.Glob("/proc/[0-9]*/cwd")

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 	"unicode/utf8"
 )
@@ -45,6 +46,7 @@ type output struct {
 	base    int64    // where it begins in all that the log ever was
 	size    int64    // of that: where the next frame begins
 	used    int64    // of the part
+	blind   int64    // bytes since the last look at the disk that found room
 	parts   []part   // the oldest first, without the head
 	total   int64    // read
 	dropped int64    // of that
@@ -196,6 +198,12 @@ func (o *output) append(frames []byte, cost int64) error {
 	full := o.part
 	if len(o.parts) == 0 {
 		full *= headParts
+	}
+	if o.blind += int64(len(frames)); o.blind > lookAfter {
+		if !hasRoom(o.dir, o.total-o.dropped) {
+			return syscall.ENOSPC
+		}
+		o.blind = 0
 	}
 	if o.used+cost > full && o.size > o.base {
 		if err := o.turn(); err != nil {
