@@ -249,7 +249,8 @@ func TestChaosFlood(t *testing.T) {
 		if f.finished.Message != killed && f.finished.State != task.Succeeded {
 			t.Errorf("%+v", f.finished)
 		}
-		if f.gapped > 1 || f.came+f.missing != f.next || f.came > int64(task.MiB) {
+		// One gap is the node's, where the supervisor has died as it began a part.
+		if f.gapped > 2 || f.came+f.missing != f.next || f.came > int64(task.MiB) {
 			t.Errorf("%d bytes are there and %d are missing of %d, with %d gaps", f.came, f.missing, f.next, f.gapped)
 		}
 	}

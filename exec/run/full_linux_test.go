@@ -23,7 +23,7 @@ func TestDiskFull(t *testing.T) {
 
 	wrote := filepath.Join(t.TempDir(), "wrote")
 	o := order(spec("sh", "-c", "head -c 1000 /dev/zero | tr '\\0' x; while [ ! -e ../full ]; do sleep 0.01; done; head -c 300000 /dev/zero | tr '\\0' y; touch "+wrote+"; "+
-		"while [ -e ../full ]; do sleep 0.01; done; echo z; exit 3"))
+		"while [ ! -e ../room ]; do sleep 0.01; done; echo z; exit 3"))
 	w := l.start(o)
 	w.untilOutput("x")
 	full := filepath.Join(dir, o.Run, "full")
@@ -34,6 +34,10 @@ func TestDiskFull(t *testing.T) {
 		t.Errorf("a run on a full disk: %v", refused.Reasons)
 	}
 	if err := os.Remove(full); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "room on the disk", func() bool { free, err := freeDisk(dir); return err == nil && free > reserve+task.MiB })
+	if err := os.WriteFile(filepath.Join(dir, o.Run, "room"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	r := w.end()
