@@ -121,7 +121,7 @@ func (f *follower) goOn(ctx context.Context, err error) error {
 	run := f.id()
 	for f.ending() == nil && !f.lost && run != "" && ctx.Err() == nil && (!errors.As(err, &p) || p.Code == "not_running" || p.Code == "unreachable") {
 		if time.Since(since) > patience {
-			if p != nil && p.Code == "unreachable" {
+			if q := (*problem)(nil); errors.As(err, &q) && q.Code == "unreachable" {
 				return err
 			}
 			return fail("not_running", "start it with: balance up; then: balance wait "+run, "the node has stopped; the run %s may still go on", run)
