@@ -37,7 +37,11 @@ func newRoom(spec *task.Spec) room {
 	if output == 0 {
 		output = task.DefaultOutput
 	}
-	part := 2 * int64(max(output, leastOutput)) / (journal.Parts + 2)
+	output = min(max(output, leastOutput), task.TiB)
+	if spec.Gang != nil && spec.Member == nil { // all ranks write into its journal
+		output *= task.Bytes(spec.Gang.Nodes)
+	}
+	part := 2 * int64(output) / (journal.Parts + 2)
 	return room{part: part, left: 2 * part, other: otherEvents}
 }
 
