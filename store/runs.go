@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"strings"
+	"time"
 
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/wire"
@@ -14,13 +16,15 @@ import (
 
 // runsVersion is raised when [task.Fold] or the table runs changes meaning: the
 // next Open then folds all runs anew.
-const runsVersion = 4
+const runsVersion = 5
 
 // RunFilter selects runs. Its zero value selects all.
 type RunFilter struct {
 	Limit  int  // of the newest; 0 is no limit
 	Active bool // those that are not final
 	Own    bool // those that were submitted on this node
+
+	Since time.Time // those that had not ended before; zero: at any time
 }
 
 // Runs returns runs, those submitted last first.
@@ -30,11 +34,15 @@ func (s *Store) Runs(ctx context.Context, f RunFilter) ([]task.Status, error) {
 	}
 	statement := `SELECT status FROM runs`
 	var where []string
+	var args []any
 	if f.Active {
 		where = append(where, `final = 0`)
 	}
 	if f.Own {
 		where = append(where, `own = 1`)
+	}
+	if !f.Since.IsZero() {
+		where, args = append(where, `ended >= ?`), append(args, f.Since.UnixMilli())
 	}
 	if len(where) > 0 {
 		statement += ` WHERE ` + strings.Join(where, ` AND `)
@@ -43,7 +51,7 @@ func (s *Store) Runs(ctx context.Context, f RunFilter) ([]task.Status, error) {
 	if limit == 0 {
 		limit = -1
 	}
-	out, err := statuses(ctx, s.readers, statement+` ORDER BY submitted DESC, id LIMIT ?`, limit)
+	out, err := statuses(ctx, s.readers, statement+` ORDER BY submitted DESC, id LIMIT ?`, append(args, limit)...)
 	return out, s.explain("read runs from", err)
 }
 
@@ -250,10 +258,14 @@ func (s *Store) fold(t *tx, run string) error {
 	if err != nil {
 		return fmt.Errorf("run %s: %w", run, err)
 	}
+	ended := int64(math.MaxInt64)
+	if st.State.Final() {
+		ended = max(st.Finished.UnixMilli(), 0)
+	}
 	return t.exec(`
-		INSERT INTO runs (id, submitted, own, final, status) VALUES (?, ?, ?, ?, ?)
-		ON CONFLICT (id) DO UPDATE SET submitted = excluded.submitted, own = excluded.own, final = excluded.final, status = excluded.status`,
-		run, st.Submitted.UnixMilli(), st.Submitter == s.self || st.For == s.self, st.State.Final(), string(text))
+		INSERT INTO runs (id, submitted, own, final, ended, status) VALUES (?, ?, ?, ?, ?, ?)
+		ON CONFLICT (id) DO UPDATE SET submitted = excluded.submitted, own = excluded.own, final = excluded.final, ended = excluded.ended, status = excluded.status`,
+		run, st.Submitted.UnixMilli(), st.Submitter == s.self || st.For == s.self, st.State.Final(), ended, string(text))
 }
 
 // refold makes the projection anew where an older version of the program made

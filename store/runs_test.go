@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/identity"
@@ -125,6 +126,7 @@ func TestRuns(t *testing.T) {
 	if _, err := s.FindRun(t.Context(), LastRun); !errors.Is(err, ErrNotFound) {
 		t.Errorf("last of none: %v", err)
 	}
+	begin := time.Now().Add(-time.Minute)
 	var ids []string
 	for i, end := range []task.State{task.Succeeded, "", task.Failed} {
 		r := newRun(key(1).ID())
@@ -143,6 +145,9 @@ func TestRuns(t *testing.T) {
 		{RunFilter{Active: true}, ids[1:2]},
 		{RunFilter{Own: true}, ids[:2]},
 		{RunFilter{Own: true, Active: true}, ids[1:2]},
+		{RunFilter{Since: begin}, ids},
+		{RunFilter{Since: time.Now().Add(time.Hour)}, ids[1:2]},
+		{RunFilter{Since: begin, Own: true}, ids[:2]},
 	} {
 		found, err := s.Runs(t.Context(), test.filter)
 		if err != nil {
@@ -208,7 +213,8 @@ func TestRefold(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = s.write(t.Context(), func(tx *tx) error {
-		return errors.Join(tx.exec(`UPDATE runs SET status = '{}'`), tx.exec(`DELETE FROM runs WHERE own = 1 AND id < 'r-m'`), tx.setMeta(metaRuns, 0))
+		return errors.Join(tx.exec(`UPDATE runs SET status = '{}'`), tx.exec(`DELETE FROM runs WHERE own = 1 AND id < 'r-m'`), tx.setMeta(metaRuns, 0),
+			tx.exec(`DROP INDEX runs_ended`), tx.exec(`ALTER TABLE runs DROP COLUMN ended`), tx.exec(`PRAGMA user_version = 1`)) // an older program's
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -223,6 +229,10 @@ func TestRefold(t *testing.T) {
 	}
 	if len(before) != 20 || !reflect.DeepEqual(before, after) {
 		t.Errorf("%d runs before, %d after; or they differ", len(before), len(after))
+	}
+	later, err := s.Runs(t.Context(), RunFilter{Since: time.Now().Add(time.Hour)})
+	if err != nil || len(later) != 17 || slices.ContainsFunc(later, func(st task.Status) bool { return st.State.Final() }) {
+		t.Errorf("%d runs have not ended, %v", len(later), err)
 	}
 }
 

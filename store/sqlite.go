@@ -25,7 +25,7 @@ var migrations embed.FS
 
 // schemaVersion is the number of the newest file in migration, which turns the
 // schema before it into this one.
-const schemaVersion = 1
+const schemaVersion = 2
 
 // maxReaders bounds the pool of readers. Each keeps a cache.
 const maxReaders = 4

@@ -8,7 +8,7 @@ import (
 	"github.com/balanceai/balance/exec/task"
 )
 
-// What is kept of a run's output. The journal has all of it.
+// What is kept of a run's output. The journal has more.
 const (
 	maxLine     = 4 << 10 // bytes of one line
 	maxLogLines = 10_000
@@ -22,6 +22,7 @@ type runLog struct {
 	first int // number of lines[0]
 	bytes int
 	open  [2]openLine // standard output, standard error
+	gaps  task.Gaps
 }
 
 type lineKind uint8
@@ -52,6 +53,9 @@ type openLine struct {
 // add takes an event of the run.
 func (l *runLog) add(e task.Event) {
 	if e.Type == task.EventOutput {
+		if n := l.gaps.Before(&e); n > 0 {
+			l.push(logLine{kind: lineNote, at: e.Time, text: task.Dropped(n)})
+		}
 		kind := lineStdout
 		if e.Stream == task.Stderr {
 			kind = lineStderr

@@ -34,7 +34,7 @@ func (a *app) attachCommand() *cobra.Command {
 			if err := a.client.call(cmd.Context(), http.MethodPost, runPath(args[0], "/attach"), nil, &at); err != nil {
 				return err
 			}
-			f := &follower{app: a, name: at.Name, out: out, attached: true, stdin: at.Stdin && !noStdin, run: at.Run, last: at.After}
+			f := &follower{app: a, name: at.Name, out: out, attached: true, stdin: at.Stdin && !noStdin, run: at.Run, last: at.After, gaps: task.Gaps{Joined: true}}
 			if at.TTY && !a.print.json {
 				f.term = a.terminal(detach)
 			}

@@ -381,6 +381,22 @@ func (f *facts) admit(ask run.Ask) (run.Grant, []task.Reason) {
 	return grant, reasons
 }
 
+// quota returns why a member's owner may not have this machine keep one more run.
+func (f *facts) quota(from identity.ID, kept func(identity.ID) run.Kept) []task.Reason {
+	members := f.who.now().Members
+	who := members[from]
+	offer, _ := f.current()
+	var sum policy.Kept
+	for id, m := range members {
+		if m.Owner == who.Owner {
+			k := kept(id)
+			sum.Runs += k.Runs
+			sum.Ledger += k.Ledger
+		}
+	}
+	return offer.Terms.Quota(asker(who), f.who.me().Owner, sum)
+}
+
 // What a run of another owner gets, where it does not say what it needs.
 const (
 	othersPIDs = 1024
@@ -431,7 +447,7 @@ func (f *facts) use(held []run.Use, owner string) policy.Held {
 
 // usedSince adds up the time that an owner's runs were going on this machine.
 func (f *facts) usedSince(owner string, since, now time.Time) (sum time.Duration, err error) {
-	runs, err := f.db.Runs(context.Background(), store.RunFilter{})
+	runs, err := f.db.Runs(context.Background(), store.RunFilter{Since: since})
 	if err != nil {
 		return 0, err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -30,7 +31,9 @@ type follower struct {
 	ranks   ranks // of a gang: its output
 	brought []rankOutputs
 
-	last uint64 // number of the last event seen
+	last uint64    // number of the last event seen
+	gaps task.Gaps // in the output
+	open bool      // what was written last has no end of its line
 	lost bool
 	undo func()
 
@@ -87,6 +90,7 @@ func (f *follower) submit(ctx context.Context, spec submission) error {
 
 // takeOver goes on with a run that package quick has begun.
 func (f *follower) takeOver(ctx context.Context, interrupted bool) error {
+	f.gaps.Joined = true
 	ctx = f.catchInterrupts(ctx, interrupted)
 	defer f.undo()
 	if interrupted {
@@ -115,8 +119,11 @@ func (f *follower) goOn(ctx context.Context, err error) error {
 	}
 	since, pause := time.Now(), time.Duration(0)
 	run := f.id()
-	for f.ending() == nil && !f.lost && run != "" && ctx.Err() == nil && (!errors.As(err, &p) || p.Code == "not_running") {
+	for f.ending() == nil && !f.lost && run != "" && ctx.Err() == nil && (!errors.As(err, &p) || p.Code == "not_running" || p.Code == "unreachable") {
 		if time.Since(since) > patience {
+			if q := (*problem)(nil); errors.As(err, &q) && q.Code == "unreachable" {
+				return err
+			}
 			return fail("not_running", "start it with: balance up; then: balance wait "+run, "the node has stopped; the run %s may still go on", run)
 		}
 		time.Sleep(pause)
@@ -186,10 +193,15 @@ func (f *follower) event(ctx context.Context, e task.Event) error {
 		if f.print.json {
 			return nil
 		}
+		if n := f.gaps.Before(&e); n > 0 && f.term == nil {
+			f.print.gap(&e, n, f.open)
+		}
 		if e.Rank != nil {
 			return f.rankOutput(&e)
 		}
-		_, err := f.streamOf(e.Stream).Write(e.Output())
+		out := e.Output()
+		f.open = !bytes.HasSuffix(out, []byte("\n"))
+		_, err := f.streamOf(e.Stream).Write(out)
 		return err
 	case task.EventEnded:
 		return f.rankEnded(&e)

@@ -12,6 +12,8 @@ import (
 	"unicode"
 
 	"golang.org/x/term"
+
+	"github.com/balanceai/balance/exec/task"
 )
 
 // Exit codes. A run's own code passes through run, wait and logs -f.
@@ -140,6 +142,19 @@ func (p *printer) say(format string, args ...any) {
 	if !p.quiet && !p.json {
 		fmt.Fprintf(p.err, format+"\n", args...)
 	}
+}
+
+// gap says where output of a run is missing, also to whoever has put its standard
+// error into a file: what is there would look like all.
+func (p *printer) gap(e *task.Event, missing int64, open bool) {
+	text := task.Dropped(missing)
+	if e.Rank != nil {
+		text = fmt.Sprintf("rank %d: %s", *e.Rank, text)
+	}
+	if open && p.errTTY {
+		text = "\n" + text
+	}
+	fmt.Fprintln(p.err, text)
 }
 
 // fault prints an error and returns the exit code.

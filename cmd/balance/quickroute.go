@@ -27,7 +27,14 @@ func (l *localAPI) quick(w http.ResponseWriter, r *http.Request) error {
 	}
 	w.Header().Set(quick.RunHeader, id)
 	out := http.NewResponseController(w)
+	var gaps task.Gaps
 	err = l.submitted.Events(r.Context(), id, 0, true, func(e *task.Event) error {
+		if n := gaps.Before(e); n > 0 {
+			text := task.Dropped(n) + "\n"
+			if _, err := fmt.Fprintf(w, "%s %d %d\n%s", quick.Stderr, e.Seq-1, len(text), text); err != nil {
+				return err
+			}
+		}
 		kind, err := writeFrame(w, e)
 		if err != nil || kind == quick.Skip && e.Seq > 1 { // the first one carries the run's id
 			return err

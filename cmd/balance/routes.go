@@ -388,7 +388,7 @@ func (l *localAPI) submit(w http.ResponseWriter, r *http.Request) error {
 		return nil
 	}
 	w.Header().Set(quick.RunHeader, id)
-	if err := l.streamEvents(w, r, id, 0, true); err != nil {
+	if err := streamEvents(w, r, l.submitted.Events, id, 0, true); err != nil {
 		// The run exists: whoever asked goes on with its events, and must not
 		// take this for a run that was refused.
 		l.log.Debug("events of a run", "run", id, "error", err)
@@ -397,12 +397,18 @@ func (l *localAPI) submit(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-func (l *localAPI) streamEvents(w http.ResponseWriter, r *http.Request, id string, after uint64, follow bool) error {
+// eventsFunc yields the events of a run.
+type eventsFunc func(ctx context.Context, run string, after uint64, follow bool, yield func(*task.Event) error) error
+
+func streamEvents(w http.ResponseWriter, r *http.Request, from eventsFunc, id string, after uint64, follow bool) error {
 	send, sent := lines(w), false
-	err := l.submitted.Events(r.Context(), id, after, follow, func(e *task.Event) error {
+	err := from(r.Context(), id, after, follow, func(e *task.Event) error {
 		sent = true
+		if e.Type == task.EventRecord {
+			return nil
+		}
 		shown := *e
-		shown.Entries, shown.Source = nil, 0
+		shown.Entries, shown.Source, shown.Part = nil, 0, false
 		return send(shown)
 	})
 	if sent {
@@ -472,10 +478,18 @@ func (l *localAPI) events(w http.ResponseWriter, r *http.Request, id string) err
 	if err != nil && r.FormValue("after") != "" {
 		return fail("usage", "", "after: %v", err)
 	}
-	if err := l.own(r.Context(), id); err != nil {
+	status, err := l.db.Run(r.Context(), id)
+	if err != nil {
 		return err
 	}
-	return l.streamEvents(w, r, id, after, r.FormValue("follow") != "")
+	from := l.submitted.Events
+	if status.Submitter != l.self {
+		if l.who.now().Members[status.Submitter].Owner != l.who.me().Owner {
+			return l.own(r.Context(), id)
+		}
+		from = l.runner.Events // of one's own, at the machine that has it
+	}
+	return streamEvents(w, r, from, id, after, r.FormValue("follow") != "")
 }
 
 // own refuses what only the submitter's machine can do.

@@ -156,34 +156,57 @@ func parseSince(s string, now time.Time) (time.Time, error) {
 type logPrinter struct {
 	*app
 	stamps bool
-	since  time.Time       // what was written before is not printed
-	ranks  ranks           // of a gang
-	skip   int             // lines not to print
+	since  time.Time // what was written before is not printed
+	ranks  ranks     // of a gang
+	from   uint64    // number of the event that begins with lines not to print; 0: none does
+	skip   int       // so many
+	gaps   task.Gaps
 	fresh  map[string]bool // streams that are at the start of a line
 }
 
-// skipTo counts the lines that there are and remembers how many come before the
-// last ones.
+// tailed is an event of output with some ends of lines.
+type tailed struct {
+	seq   uint64
+	lines int
+}
+
+// skipTo finds where the last lines begin.
 func (l *logPrinter) skipTo(ctx context.Context, run string, tail int) error {
+	var list []tailed // with one line more than is wanted, if there is one
 	lines, open := 0, false
+	trim := func() {
+		for len(list) > 0 && lines-list[0].lines > tail {
+			lines -= list[0].lines
+			list = list[1:]
+		}
+	}
 	err := l.client.events(ctx, run, 0, false, func(e task.Event) error {
 		if e.Type == task.EventOutput && !e.Time.Before(l.since) {
 			out := string(e.Output())
-			lines += strings.Count(out, "\n")
+			n := strings.Count(out, "\n")
 			open = !strings.HasSuffix(out, "\n")
+			list, lines = append(list, tailed{e.Seq, n}), lines+n
+			trim()
 		}
 		return nil
 	})
 	if open {
+		list[len(list)-1].lines++
 		lines++
+		trim()
 	}
-	l.skip = max(0, lines-tail)
+	if lines > tail {
+		l.from, l.skip = list[0].seq, lines-tail
+	}
 	return err
 }
 
 func (l *logPrinter) print(ctx context.Context, run string, follow bool) error {
-	f := &follower{app: l.app, run: run}
+	after := max(l.from, 1) - 1
+	f := &follower{app: l.app, run: run, last: after}
+	l.gaps.Joined = after > 0
 	show := func(e task.Event) error {
+		missing := l.gaps.Before(&e)
 		if e.Time.Before(l.since) && e.Type != task.EventFinished {
 			f.last = e.Seq
 			return nil
@@ -196,17 +219,24 @@ func (l *logPrinter) print(ctx context.Context, run string, follow bool) error {
 			return f.event(ctx, e)
 		}
 		f.last = e.Seq
+		if l.from > 0 && e.Seq > l.from { // it has been dropped meanwhile
+			l.skip = 0
+		}
+		l.from = 0
+		if missing > 0 && l.skip == 0 {
+			l.app.print.gap(&e, missing, !l.fresh[task.Stdout] || !l.fresh[task.Stderr])
+		}
 		return l.output(e)
 	}
 	if !follow {
-		return l.client.events(ctx, run, 0, false, func(e task.Event) error {
+		return l.client.events(ctx, run, after, false, func(e task.Event) error {
 			if err := show(e); !errors.Is(err, errStop) {
 				return err
 			}
 			return nil
 		})
 	}
-	err := l.client.events(ctx, run, 0, true, show)
+	err := l.client.events(ctx, run, after, true, show)
 	return f.goOn(ctx, err)
 }
 

@@ -124,7 +124,7 @@ func (l *localAPI) usage(w http.ResponseWriter, r *http.Request) error {
 	} else if r.FormValue("since_ms") != "" {
 		return fail("usage", "", "since_ms: %v", err)
 	}
-	runs, err := l.db.Runs(r.Context(), store.RunFilter{})
+	runs, err := l.db.Runs(r.Context(), store.RunFilter{Since: since})
 	if err != nil {
 		return err
 	}

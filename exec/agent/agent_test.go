@@ -329,6 +329,8 @@ others:
     drivers: [process, image]
     vram: 16GiB
     runs: 2
+    queue: 50
+    ledger: 10MiB
     use: 20h/7d
     idle: 10m
     power: ac
@@ -346,10 +348,10 @@ others:
 			Others: []policy.Grant{
 				{
 					Owner: "ben", Isolation: "none", CPU: 4000, Memory: 8 * task.GiB, GPUs: 1, VRAM: 16 * task.GiB, Time: 2 * time.Hour,
-					Node: "bens-pc", Role: "member", Drivers: "process image", Runs: 2, Use: 20 * time.Hour, Per: 7 * 24 * time.Hour, Hours: "mon-fri 22:00-07:00, sat-sun",
+					Node: "bens-pc", Role: "member", Drivers: "process image", Runs: 2, Queue: 50, Ledger: 10 * task.MiB, Use: 20 * time.Hour, Per: 7 * 24 * time.Hour, Hours: "mon-fri 22:00-07:00, sat-sun",
 					Idle: 10 * time.Minute, Mains: true, GPUFree: true, Return: "stop", Grace: 20 * time.Second, Line: 8,
 				},
-				{Owner: "*", Isolation: "none", CPU: 500, Memory: task.GiB, Line: 26},
+				{Owner: "*", Isolation: "none", CPU: 500, Memory: task.GiB, Line: 28},
 			},
 			Relay: policy.RelayAll, RelayRate: 10 * task.MiB,
 		},

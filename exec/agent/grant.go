@@ -53,6 +53,8 @@ func (r *reader) grantFields(g *policy.Grant) map[string]field {
 		"gpus":      value(r, &g.GPUs, "a number of devices", parseCount),
 		"vram":      value(r, &g.VRAM, "an amount", task.ParseBytes),
 		"runs":      value(r, &g.Runs, "a number of runs", parseCount),
+		"queue":     value(r, &g.Queue, "a number of runs", parseCount),
+		"ledger":    value(r, &g.Ledger, "an amount", task.ParseBytes),
 		"time":      value(r, &g.Time, "a length of time", task.ParseDuration),
 		"use":       r.use(g),
 		"hours":     value(r, &g.Hours, "hours such as 22:00-07:00", policy.ParseHours),

@@ -40,6 +40,8 @@ relay: own
 #    memory: 8GiB
 #    gpus: 1
 #    runs: 2           # at one time
+#    queue: 50         # likewise, with those that wait for their turn
+#    ledger: 10MiB     # a day, that they add to the ledger here
 #    time: 2h          # the longest run
 #    use: 20h/7d       # of run time in the last seven days
 #    hours: mon-fri 19:00-07:00, sat-sun

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 
 	"github.com/balanceai/balance/exec/journal"
 	"github.com/balanceai/balance/exec/task"
@@ -14,11 +16,14 @@ import (
 // [task.EventFinished]. An error of yield ends it and is returned as it is.
 func (d *Dispatcher) Events(ctx context.Context, id string, after uint64, follow bool, yield func(*task.Event) error) error {
 	j, err := d.journalOf(ctx, id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return d.atMachine(ctx, id, after, yield)
+	}
 	if err != nil {
 		return err
 	}
 	err = j.Read(ctx, after, follow, func(e *task.Event) error {
-		e.Source = 0
+		e.Source, e.Part = 0, false
 		return yield(e)
 	})
 	if errors.Is(err, journal.ErrClosed) {
@@ -27,7 +32,39 @@ func (d *Dispatcher) Events(ctx context.Context, id string, after uint64, follow
 	return err
 }
 
-// journalOf returns the journal of a run: its driver's, or a finished one.
+// atMachine yields the events of a run that is over and of which this node keeps
+// no journal any more, as its machine has them, with that one's numbers. Where
+// nobody has them there is still the end.
+func (d *Dispatcher) atMachine(ctx context.Context, id string, after uint64, yield func(*task.Event) error) error {
+	st, err := d.nowhere(ctx, id)
+	if err != nil {
+		return err
+	}
+	came := false
+	if !st.NodeID.IsZero() {
+		err = d.cfg.Executor(st.NodeID).Follow(ctx, id, after, func(e *task.Event) error {
+			came = true
+			out, ok := inOurWords(e)
+			switch {
+			case e.Type == task.EventFinished:
+				out = endEvent(st)
+			case !ok:
+				return nil
+			}
+			out.Seq, out.Run, out.Attempt, out.Node, out.Part = e.Seq, id, st.Attempt, st.Node, false
+			return yield(&out)
+		})
+		if came || err == nil || after > 0 || ctx.Err() != nil {
+			return err
+		}
+	}
+	e := endEvent(st)
+	e.Seq, e.Run, e.Attempt, e.Node = 1, id, st.Attempt, st.Node
+	return yield(&e)
+}
+
+// journalOf returns the journal of a run: its driver's, or a finished one. The
+// error is [fs.ErrNotExist] where that is gone.
 func (d *Dispatcher) journalOf(ctx context.Context, id string) (*journal.Journal, error) {
 	if r := d.active(id); r != nil {
 		return r.journal, nil
@@ -41,6 +78,9 @@ func (d *Dispatcher) journalOf(ctx context.Context, id string) (*journal.Journal
 	}
 	d.past.Lock()
 	defer d.past.Unlock()
+	if _, err := os.Stat(d.path(id)); err != nil {
+		return nil, err
+	}
 	j, err := journal.Open(d.path(id))
 	if err != nil || j.Finished() {
 		return j, err

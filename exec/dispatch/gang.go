@@ -64,6 +64,7 @@ func (r *run) bringGang(ctx context.Context) error {
 	seen := map[string]uint64{}
 	err := r.insist(ctx, "recall", func(ctx context.Context) error {
 		return r.journal.Read(ctx, 0, false, func(e *task.Event) error {
+			r.room.take(e)
 			r.announced = r.announced || e.Type == task.EventPlaced && e.Attempt == r.placed.Attempt
 			seen[e.Member] = max(seen[e.Member], e.Source)
 			return nil
@@ -251,7 +252,7 @@ func (g *gang) relay(ctx context.Context, s *rankState, e *task.Event) error {
 		return nil
 	}
 	out := task.Event{
-		Type: e.Type, Time: e.Time, Stream: e.Stream, Data: e.Data, Binary: e.Binary, State: e.State, Message: e.Message,
+		Type: e.Type, Time: e.Time, Stream: e.Stream, Data: e.Data, Binary: e.Binary, Offset: e.Offset, State: e.State, Message: e.Message,
 		Rank: &s.rank, Member: s.Run, Source: e.Seq,
 	}
 	switch e.Type {
@@ -260,6 +261,7 @@ func (g *gang) relay(ctx context.Context, s *rankState, e *task.Event) error {
 	case task.EventFinished:
 		out.Type, out.State, out.ExitCode, out.Outputs = task.EventEnded, e.State, e.ExitCode, e.Outputs
 	}
+	g.room.take(&out) // its machine's events have had to find room already
 	err := g.insist(ctx, "relay", func(context.Context) error { return g.logOf(s, out) })
 	if err == nil {
 		s.seen = e.Seq

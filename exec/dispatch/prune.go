@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/balanceai/balance/exec/journal"
 	"github.com/balanceai/balance/exec/task"
 )
 
@@ -30,7 +31,7 @@ func (d *Dispatcher) Prune(ctx context.Context, before time.Time) error {
 			continue
 		}
 		if st, err := d.status(ctx, id); err == nil && over(st) {
-			errs = append(errs, os.Remove(d.path(id)))
+			errs = append(errs, journal.Remove(d.path(id)))
 		}
 	}
 	return errors.Join(errs...)

@@ -33,8 +33,21 @@ func TestPruneKeepsWhatIsNotOverOrNew(t *testing.T) {
 			t.Errorf("%s: there is %v, want %v", path, err == nil, want)
 		}
 	}
-	// Its end is still told, from the ledger.
-	if got := brief(l.end(ended)); got != "succeeded" {
-		t.Errorf("a pruned run tells %q", got)
+	// As long as its machine has the rest, that is told, and else the end that the
+	// ledger has.
+	events := func() (out []*task.Event) {
+		if err := l.d.Events(t.Context(), ended, 0, true, func(e *task.Event) error { out = append(out, e); return nil }); err != nil {
+			t.Error(err)
+		}
+		return out
+	}
+	if got, want := brief(events()), "started@hydra one two three succeeded"; got != want {
+		t.Errorf("a pruned run tells %q, want %q", got, want)
+	}
+	l.hydra.mu.Lock()
+	delete(l.hydra.runs, ended)
+	l.hydra.mu.Unlock()
+	if got := brief(events()); got != "succeeded" {
+		t.Errorf("a run that is nowhere tells %q", got)
 	}
 }

@@ -83,7 +83,7 @@ func (r *run) remember(ctx context.Context, entries []*wire.Entry) error {
 	if len(r.spec.Command) == 0 {
 		return task.ErrNoRun
 	}
-	r.room = journalRoom(&r.spec)
+	r.room = newRoom(&r.spec)
 	if r.isGang() {
 		return nil
 	}
@@ -139,7 +139,7 @@ func (r *run) rememberPlace(e *wire.Entry) error {
 // recall takes back what the journal has of the present attempt.
 func (r *run) recall(ctx context.Context) error {
 	return r.journal.Read(ctx, 0, false, func(e *task.Event) error {
-		r.room -= cost(e)
+		r.room.take(e)
 		if e.Attempt != r.placed.Attempt {
 			return nil
 		}

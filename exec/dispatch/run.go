@@ -39,8 +39,8 @@ type run struct {
 	announced     bool           // the choice is in the journal
 	sent          bool           // the machine may have received the order
 	source        uint64         // number of the last event taken from the machine
-	room          int64          // for the machine's events, in bytes
-	full          bool           // there was no more room
+	room          room           // for the machine's events
+	full          bool           // some had none
 	contact       bool           // this request was answered
 	storing       <-chan error   // of entries on their way into the ledger; nil: none
 	anew          bool           // some have not got there: the machine is to send all once more
@@ -75,7 +75,7 @@ func (d *Dispatcher) newRun(id string, spec task.Spec) (*run, error) {
 	return &run{
 		d: d, id: id, spec: spec, journal: j,
 		wake: make(chan struct{}, 1), started: make(chan struct{}),
-		room: journalRoom(&spec),
+		room: newRoom(&spec),
 	}, nil
 }
 
@@ -126,6 +126,9 @@ func (r *run) drive(ctx context.Context) {
 		r.settle(ctx)
 	}
 	_ = r.journal.Close() // what is in it is written
+	if node, _ := r.where(); r.journal.Last() == 1 && r.journal.Finished() && !node.IsZero() {
+		_ = journal.Remove(r.d.path(r.id)) // it was gone and has the end alone; the machine may have the rest
+	}
 }
 
 // bring brings the run to its end: nil once that is in the journal.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/balanceai/balance/exec/journal"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/wire"
 )
@@ -18,17 +19,48 @@ const (
 	maxReasons  = 32        // of a refusal
 	maxReason   = 512       // bytes
 	eventCost   = 256       // bytes that an event takes besides its output
-	leastOutput = 256 * task.MiB
+	leastOutput = task.MiB
+	otherEvents = 16 << 20 // bytes of events that are no output
 )
 
-// journalRoom is how many bytes of events a machine may send for a run: twice
-// the output that the run may keep, as short lines cost more than their length.
-func journalRoom(spec *task.Spec) int64 {
+// room is for a machine's events in the journal of a run. Its output goes into
+// parts, of which the newest ones are kept (see package journal), where the machine
+// begins one, or where the present one is full.
+type room struct {
+	part  int64 // bytes that one may take: twice those of an output as long as the run may keep, as short lines cost more than their length
+	left  int64 // of the present one
+	other int64 // for all else
+}
+
+func newRoom(spec *task.Spec) room {
 	output := spec.Limits.Output
 	if output == 0 {
 		output = task.DefaultOutput
 	}
-	return 2 * int64(max(output, leastOutput))
+	output = min(max(output, leastOutput), task.TiB)
+	if spec.Gang != nil && spec.Member == nil { // all ranks write into its journal
+		output *= task.Bytes(spec.Gang.Nodes)
+	}
+	part := 2 * int64(output) / (journal.Parts + 2)
+	return room{part: part, left: 2 * part, other: otherEvents}
+}
+
+// take has an event take its room, or begin a part. It reports whether there is
+// any.
+func (r *room) take(e *task.Event) bool {
+	cost := eventCost + int64(len(e.Data)+len(e.Binary)+len(e.Message))
+	if e.Type != task.EventOutput {
+		r.other -= cost
+		return r.other >= 0
+	}
+	if len(e.Data)+len(e.Binary) > maxOutput {
+		return false
+	}
+	if e.Part = e.Part || cost > r.left; e.Part {
+		r.left = r.part
+	}
+	r.left -= cost
+	return true
 }
 
 // take takes an event from the machine: its entries go into the ledger, then
@@ -191,36 +223,43 @@ func (r *run) check(from task.Place, entries []*wire.Entry) error {
 	return nil
 }
 
-// show writes a machine's event into the journal, in this node's words.
-func (r *run) show(e *task.Event) error {
-	out := task.Event{Type: e.Type, Time: e.Time, Source: e.Seq}
+// inOurWords is a machine's event as this node shows it; false for one that it
+// does not.
+func inOurWords(e *task.Event) (task.Event, bool) {
+	out := task.Event{Type: e.Type, Time: e.Time}
 	switch e.Type {
 	case task.EventReady:
 	case task.EventStarted:
 		out.State = task.Running
 	case task.EventOutput:
-		out.Data, out.Binary = e.Data, e.Binary
+		out.Data, out.Binary, out.Offset, out.Part = e.Data, e.Binary, max(e.Offset, 0), e.Part
 		if out.Stream = task.Stdout; e.Stream == task.Stderr {
 			out.Stream = task.Stderr
 		}
 	case task.EventNote:
 		out.Message = shorten(e.Message, maxMessage)
 	default:
-		return nil // a newer program's
+		return out, false // a newer program's
 	}
-	if r.full {
+	return out, true
+}
+
+// show writes a machine's event into the journal.
+func (r *run) show(e *task.Event) error {
+	out, ok := inOurWords(e)
+	if !ok {
 		return nil
 	}
-	r.room -= cost(&out)
-	r.full = r.room < 0 || len(out.Data)+len(out.Binary) > maxOutput
-	if r.full {
+	out.Source = e.Seq
+	if !r.room.take(&out) {
+		if r.full {
+			return nil
+		}
+		r.full = true
 		out = task.Event{Type: task.EventNote, Source: e.Seq, Message: r.placed.Name + " sends more than the run may keep: the rest is left out"}
 	}
 	return r.log(out)
 }
-
-// cost is what an event takes of the room.
-func cost(e *task.Event) int64 { return eventCost + int64(len(e.Data)+len(e.Binary)+len(e.Message)) }
 
 // ending is a machine's signed account of an attempt.
 type ending struct {

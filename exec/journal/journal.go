@@ -1,14 +1,20 @@
 // Package journal is the append-only file of a run's events.
 //
-// A journal is one file of JSON lines, one [task.Event] a line, with the same
+// A journal is a file of JSON lines, one [task.Event] a line, with the same
 // bytes on disk as on the wire. It has one writer, which numbers the events
 // from 1 on, and any number of readers. An event is in the file before any
 // reader can see it, so what a reader saw survives the program: one that saw
 // number n asks for what comes after n and misses nothing.
 //
-// Readers read from the file. A slow one holds up nobody and costs no memory,
-// and nothing of a journal is kept in memory but its length: a place in the
-// middle is found by bisection of the file.
+// Of a long output a journal keeps the beginning and the newest part. From the
+// first event on that says so ([task.Event.Part]) output goes into files of its
+// own, parts, of which the newest ones are kept; all else stays. A part is named
+// by the number of its first event, in a folder beside the journal. Numbers that
+// are gone are passed over.
+//
+// Readers read from the files. A slow one holds up nobody and costs no memory,
+// and nothing of a journal is kept in memory but lengths: a place in the
+// middle is found by bisection of a file.
 //
 // Nothing is synced to disk. A journal survives the end of the program, and a
 // power cut may take its tail; what must survive that is in the ledger.
@@ -16,16 +22,23 @@ package journal
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
 	"sync"
 	"syscall"
 
 	"github.com/balanceai/balance/exec/task"
 )
+
+// Parts is how many parts of the newest output are kept.
+const Parts = 6
 
 // MaxLine bounds the encoding of one event.
 const MaxLine = 1 << 20
@@ -46,9 +59,47 @@ type Journal struct {
 	file    *os.File // for writing; nil when the journal has ended
 	end     error    // why it has ended: ErrFinished or ErrClosed
 	size    int64    // of the whole lines: what readers may read
+	tail    *os.File // the last part, for writing; nil: there is none
+	parts   []part   // the oldest first; readers share it, so that it is not written to
+	tailing int64    // size of the last one, as size
 	last    uint64   // number of the newest event; 0 for none
 	line    bytes.Buffer
 	changed chan struct{} // closed at the next change; nil while nobody waits
+}
+
+// part is a file with some of the newest output.
+type part struct {
+	first uint64 // number of its first event
+	size  int64
+}
+
+// partsDir is the folder of the parts of the journal at path. There is none
+// before the first.
+func partsDir(path string) string { return path + ".parts" }
+
+func partPath(path string, first uint64) string {
+	return filepath.Join(partsDir(path), strconv.FormatUint(first, 10))
+}
+
+// listParts returns the parts of the journal at path, the oldest first.
+func listParts(path string) ([]part, error) {
+	entries, err := os.ReadDir(partsDir(path))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	var out []part
+	for _, e := range entries {
+		if first, err := strconv.ParseUint(e.Name(), 10, 64); err == nil && e.Type().IsRegular() {
+			out = append(out, part{first: first})
+		}
+	}
+	slices.SortFunc(out, func(a, b part) int { return cmp.Compare(a.first, b.first) })
+	return out, nil
+}
+
+// Remove removes the journal at path, which nobody has open.
+func Remove(path string) error {
+	return errors.Join(os.RemoveAll(partsDir(path)), os.Remove(path))
 }
 
 // Open opens the journal at path, or creates it (0600). A torn last line, which
@@ -87,27 +138,68 @@ func Ended(path string) (bool, error) {
 }
 
 func (j *Journal) load() error {
-	info, err := j.file.Stat()
+	e, size, err := whole(j.file)
 	if err != nil {
 		return err
-	}
-	e, size, err := lastEvent(j.file, info.Size())
-	if err != nil {
-		return err
-	}
-	if size < info.Size() {
-		if err := j.file.Truncate(size); err != nil {
-			return err
-		}
 	}
 	j.size = size
 	if e != nil {
 		j.last = e.Seq
-		if e.Type == task.EventFinished {
-			return j.endLocked(ErrFinished)
-		}
+	}
+	if err := j.loadParts(); err != nil {
+		return err
+	}
+	if e != nil && e.Type == task.EventFinished {
+		return j.endLocked(ErrFinished)
 	}
 	return nil
+}
+
+// loadParts looks at the parts. One without an event is that of an Append that did
+// not come to its end.
+func (j *Journal) loadParts() error {
+	parts, err := listParts(j.path)
+	if err != nil {
+		return err
+	}
+	for _, p := range parts {
+		f, err := os.OpenFile(partPath(j.path, p.first), os.O_RDWR|syscall.O_NOFOLLOW, 0)
+		if err != nil {
+			return err
+		}
+		e, size, err := whole(f)
+		if err != nil {
+			f.Close()
+			return err
+		}
+		if e == nil {
+			f.Close()
+			if err := os.Remove(f.Name()); err != nil {
+				return err
+			}
+			continue
+		}
+		if j.tail != nil {
+			j.tail.Close()
+		}
+		p.size, j.tail, j.tailing = size, f, size
+		j.parts, j.last = append(j.parts, p), max(j.last, e.Seq)
+	}
+	return nil
+}
+
+// whole cuts a torn last line off a file, and returns the last event and the
+// length.
+func whole(f *os.File) (*task.Event, int64, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, 0, err
+	}
+	e, size, err := lastEvent(f, info.Size())
+	if err == nil && size < info.Size() {
+		err = f.Truncate(size)
+	}
+	return e, size, err
 }
 
 // Last returns the number of the newest event, 0 for none.
@@ -119,17 +211,28 @@ func (j *Journal) Last() uint64 {
 
 // Newest returns the newest event, nil for none.
 func (j *Journal) Newest() (*task.Event, error) {
-	f, err := os.OpenFile(j.path, os.O_RDONLY|syscall.O_NOFOLLOW, 0)
-	if err != nil {
-		return nil, fmt.Errorf("read journal: %w", err)
+	x, _, _ := j.progress(0)
+	e, err := lastOf(j.path, x.size)
+	if n := len(x.parts); n > 0 && err == nil {
+		var o *task.Event
+		if o, err = lastOf(partPath(j.path, x.parts[n-1].first), x.parts[n-1].size); e == nil || o != nil && o.Seq > e.Seq {
+			e = o
+		}
 	}
-	defer f.Close()
-	size, _, _ := j.progress(0)
-	e, _, err := lastEvent(f, size)
 	if err != nil {
 		return nil, fmt.Errorf("read journal: %w", err)
 	}
 	return e, nil
+}
+
+func lastOf(path string, size int64) (*task.Event, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	e, _, err := lastEvent(f, size)
+	return e, err
 }
 
 // Finished reports whether no more events will come.
@@ -153,14 +256,64 @@ func (j *Journal) Append(e *task.Event) error {
 	if err := encode(&j.line, &numbered); err != nil {
 		return fmt.Errorf("append to journal: %w", err)
 	}
-	if _, err := j.file.WriteAt(j.line.Bytes(), j.size); err != nil {
-		_ = j.file.Truncate(j.size) // gives the space back; readers stop at j.size in any case
+	if err := j.store(&numbered); err != nil {
 		return fmt.Errorf("append to journal: %w", err)
 	}
 	e.Seq = numbered.Seq
 	j.last = e.Seq
-	j.size += int64(j.line.Len())
 	j.wakeLocked()
+	return nil
+}
+
+// store writes the line of an event where it belongs.
+func (j *Journal) store(e *task.Event) error {
+	if e.Type != task.EventOutput || j.tail == nil && !e.Part {
+		return writeAt(j.file, j.line.Bytes(), &j.size)
+	}
+	if e.Part {
+		return j.turn(e.Seq)
+	}
+	return writeAt(j.tail, j.line.Bytes(), &j.tailing)
+}
+
+func writeAt(f *os.File, line []byte, size *int64) error {
+	if _, err := f.WriteAt(line, *size); err != nil {
+		_ = f.Truncate(*size) // gives the space back; readers stop there in any case
+		return err
+	}
+	*size += int64(len(line))
+	return nil
+}
+
+// turn begins a part with the line. The oldest makes room for it first.
+func (j *Journal) turn(first uint64) error {
+	parts := slices.Clone(j.parts)
+	if n := len(parts); n > 0 {
+		parts[n-1].size = j.tailing
+	} else if err := os.Mkdir(partsDir(j.path), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	if len(parts) == Parts {
+		if err := os.Remove(partPath(j.path, parts[0].first)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		parts = parts[1:]
+		j.parts = parts
+	}
+	f, err := os.OpenFile(partPath(j.path, first), os.O_RDWR|os.O_CREATE|os.O_TRUNC|syscall.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	var size int64
+	if err := writeAt(f, j.line.Bytes(), &size); err != nil {
+		f.Close()
+		os.Remove(f.Name())
+		return err
+	}
+	if j.tail != nil {
+		j.tail.Close()
+	}
+	j.tail, j.tailing, j.parts = f, size, append(parts, part{first: first})
 	return nil
 }
 
@@ -191,6 +344,9 @@ func (j *Journal) endLocked(why error) error {
 	}
 	j.end = why
 	j.wakeLocked()
+	if j.tail != nil {
+		j.tail.Close() // what is in it is written
+	}
 	return j.file.Close()
 }
 
@@ -201,16 +357,28 @@ func (j *Journal) wakeLocked() {
 	}
 }
 
+// extent is how far readers may read.
+type extent struct {
+	size  int64
+	parts []part
+	last  uint64
+}
+
 // progress returns how far readers may read and whether the journal has ended.
-// For a reader that is at off, which is all there is, changed is closed when
+// For a reader that is at number seen, which is the newest, changed is closed when
 // there is more.
-func (j *Journal) progress(off int64) (size int64, changed <-chan struct{}, end error) {
+func (j *Journal) progress(seen uint64) (x extent, changed <-chan struct{}, end error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.size == off && j.end == nil && j.changed == nil {
+	if j.last == seen && j.end == nil && j.changed == nil {
 		j.changed = make(chan struct{})
 	}
-	return j.size, j.changed, j.end
+	x = extent{size: j.size, parts: j.parts, last: j.last}
+	if n := len(j.parts); n > 0 {
+		x.parts = slices.Clone(j.parts)
+		x.parts[n-1].size = j.tailing
+	}
+	return x, j.changed, j.end
 }
 
 // encode writes an event as a line.

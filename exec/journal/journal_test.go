@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -226,6 +227,141 @@ func TestReopenFinished(t *testing.T) {
 	}
 	if got := read(t, j, 1, true); len(got) != 1 {
 		t.Errorf("follow after the end: %q", got)
+	}
+}
+
+// piece is an event of a long output, the first of a part or not.
+func piece(text string, first bool) *task.Event {
+	e := output(text)
+	e.Part = first
+	return e
+}
+
+// Of a long output the beginning and the newest parts are kept, and all that is no
+// output, whatever was written and wherever the program was started again.
+func TestParts(t *testing.T) {
+	dir := t.TempDir()
+	rapid.Check(t, func(rt *rapid.T) {
+		path := filepath.Join(dir, fmt.Sprint(rand.Uint64()), "events")
+		if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil {
+			rt.Fatal(err)
+		}
+		j := open(t, path)
+		part := map[uint64]int{} // of each event; -1: it stays
+		parts := 0
+		for i, kind := range rapid.SliceOfN(rapid.IntRange(0, 9), 0, 120).Draw(rt, "kinds") {
+			e := piece(fmt.Sprint(i), kind < 3)
+			in := parts
+			switch {
+			case kind == 9:
+				e, in = &task.Event{Type: task.EventNote, Message: "note"}, 0
+			case kind < 3:
+				parts++
+				in = parts
+			}
+			if rapid.IntRange(0, 9).Draw(rt, "reopen") == 0 {
+				_ = j.Close()
+				j = open(t, path)
+			}
+			add(t, j, e)
+			part[e.Seq] = in
+		}
+		after := rapid.Uint64Range(0, uint64(len(part))+1).Draw(rt, "after")
+		var want, got []uint64
+		for n := after + 1; n <= uint64(len(part)); n++ {
+			if part[n] == 0 || part[n] > parts-Parts {
+				want = append(want, n)
+			}
+		}
+		err := j.Read(t.Context(), after, false, func(e *task.Event) error { got = append(got, e.Seq); return nil })
+		if err != nil || !slices.Equal(got, want) {
+			rt.Fatalf("after %d: %v, want %v: %v", after, got, want, err)
+		}
+		if e, err := j.Newest(); err != nil || len(part) > 0 && e.Seq != uint64(len(part)) {
+			rt.Fatalf("newest %+v, %v", e, err)
+		}
+		if files, _ := os.ReadDir(partsDir(path)); len(files) > Parts {
+			rt.Fatalf("%d parts", len(files))
+		}
+		_ = j.Close()
+		if err := Remove(path); err != nil {
+			rt.Fatal(err)
+		}
+		if left, _ := os.ReadDir(filepath.Dir(path)); len(left) > 0 {
+			rt.Fatalf("%v is left", left)
+		}
+	})
+}
+
+// Whoever follows gets what is kept in order, however far behind.
+func TestFollowParts(t *testing.T) {
+	j := open(t, filepath.Join(t.TempDir(), "events"))
+	const events = 3000
+	var wg sync.WaitGroup
+	for reader := range 8 {
+		wg.Go(func() {
+			seen := map[uint64]bool{}
+			last := uint64(0)
+			err := j.Read(t.Context(), 0, true, func(e *task.Event) error {
+				if e.Seq <= last {
+					return fmt.Errorf("%d after %d", e.Seq, last)
+				}
+				if last = e.Seq; reader > 3 && last%100 == 0 {
+					time.Sleep(time.Millisecond)
+				}
+				seen[e.Seq] = true
+				return nil
+			})
+			if err != nil || last != events {
+				t.Errorf("reader %d ended at %d: %v", reader, last, err)
+			}
+			if err := j.Read(t.Context(), 0, false, func(e *task.Event) error {
+				if !seen[e.Seq] {
+					return fmt.Errorf("reader %d has missed %d", reader, e.Seq)
+				}
+				return nil
+			}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for i := 1; i <= events; i++ {
+		e := piece(strings.Repeat("x", i*17%500), i%20 == 0)
+		if i%50 == 7 {
+			e = &task.Event{Type: task.EventNote, Message: "note"}
+		}
+		add(t, j, e)
+	}
+	if err := j.Finish(); err != nil {
+		t.Fatal(err)
+	}
+	wg.Wait()
+}
+
+// A program that ends as it begins a part leaves any part of a line there.
+func TestTornPart(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "events")
+	j := open(t, path)
+	add(t, j, output("head"))
+	add(t, j, piece("first", true))
+	_ = j.Close()
+	line, err := os.ReadFile(partPath(path, 2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range len(line) {
+		if err := os.WriteFile(partPath(path, 2), line[:n], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		j := open(t, path)
+		if j.Last() != 1 {
+			t.Fatalf("cut at %d: last is %d", n, j.Last())
+		}
+		add(t, j, piece("again", true))
+		if got := strings.Join(read(t, j, 0, false), "|"); got != "1:head|2:again" {
+			t.Fatalf("cut at %d: %q", n, got)
+		}
+		_ = j.Close()
 	}
 }
 

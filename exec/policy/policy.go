@@ -84,6 +84,8 @@ type Grant struct {
 	Return  string        `cbor:"40,keyasint,omitempty" json:"on_return,omitempty"`  // to runs when Idle or Mains ends: [Keep], [Pause] or [Stop]
 	Grace   time.Duration `cbor:"41,keyasint,omitempty" json:"grace_ns,omitempty"`   // between SIGTERM and SIGKILL; 0 for [DefaultGrace]
 	Agents  Words         `cbor:"43,keyasint,omitempty" json:"agents,omitempty"`     // only runs of these, by the digest of the manifest; none: of any, and of none
+	Queue   int           `cbor:"50,keyasint,omitempty" json:"queue,omitempty"`      // runs that are here or wait for it, at one time; 0 for [DefaultQueue]
+	Ledger  task.Bytes    `cbor:"51,keyasint,omitempty" json:"ledger,omitempty"`     // that its runs may add to the ledger in a day; 0 for [DefaultLedger]
 	Line    int           `cbor:"42,keyasint,omitempty" json:"line,omitempty"`       // of [FileName]; 0 where it comes from elsewhere
 }
 
@@ -264,7 +266,7 @@ func (g *Grant) check() error {
 		return fmt.Errorf("%s: unknown isolation %q: it is %s or %s", who, g.Isolation, IsolationSandbox, IsolationNone)
 	case g.CPU == 0 || g.Memory == 0:
 		return fmt.Errorf("%s: say how much cpu and memory", who)
-	case g.GPUs < 0 || g.Runs < 0 || g.Time < 0 || g.Use < 0 || g.Per < 0 || g.Idle < 0 || g.Grace < 0:
+	case g.GPUs < 0 || g.Runs < 0 || g.Queue < 0 || g.Time < 0 || g.Use < 0 || g.Per < 0 || g.Idle < 0 || g.Grace < 0:
 		return fmt.Errorf("%s: a negative amount", who)
 	case g.Use > 0 && (g.Per <= 0 || g.Use > g.Per*1024):
 		return fmt.Errorf("%s: use is so many hours in a time, like 10h/7d", who)

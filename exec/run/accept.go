@@ -9,6 +9,8 @@ import (
 
 	"github.com/balanceai/balance/exec/isolate"
 	"github.com/balanceai/balance/exec/lease"
+	"github.com/balanceai/balance/exec/policy"
+	"github.com/balanceai/balance/exec/supervise"
 	"github.com/balanceai/balance/exec/task"
 	"github.com/balanceai/balance/mesh/wire"
 )
@@ -31,7 +33,7 @@ func (r *Runner) Start(ctx context.Context, o task.Order, yield func(*task.Event
 	if err != nil {
 		return err
 	}
-	return read(ctx, x.journal, 0, yield)
+	return read(ctx, x.journal, 0, true, yield)
 }
 
 // errAgain says that the attempt has been accepted before.
@@ -190,6 +192,9 @@ func (r *Runner) accept(ctx context.Context, x *live, o *task.Order, w wish) err
 		return r.refuse(ctx, o, p.own, task.Reasonf("secrets", "did not get what the run needs: %v", err))
 	}
 	if reasons := r.admit(x); len(reasons) > 0 {
+		if slices.ContainsFunc(reasons, overQuota) {
+			return refused(reasons...) // to write that down would be what there is a quota for
+		}
 		return r.refuse(ctx, o, p.own, reasons...)
 	}
 	if err := x.prepare(); err != nil {
@@ -214,6 +219,7 @@ func (x *live) promise(ctx context.Context, o *task.Order, w wish, own []*wire.E
 	if err != nil {
 		return fmt.Errorf("accept %s: %w", o.Run, err)
 	}
+	x.r.grew(x.from, slices.Concat(entries, o.Entries)...)
 	x.tell(own...)
 	x.tell(entries...)
 	return nil
@@ -225,6 +231,7 @@ func (r *Runner) refuse(ctx context.Context, o *task.Order, own []*wire.Entry, r
 	if err != nil {
 		return fmt.Errorf("refuse %s: %w", o.Run, err)
 	}
+	r.grew(o.From, entries...)
 	return &task.Refusal{Reasons: reasons, Entries: append(own, entries...)}
 }
 
@@ -266,6 +273,9 @@ func (r *Runner) admit(x *live) []task.Reason {
 // fits asks every rule whether a run may be here now, and notes what it gets. The
 // caller holds the lock.
 func (r *Runner) fits(b *bidder, attempt int) []task.Reason {
+	if reasons := r.quota(b.From, b.Run); len(reasons) > 0 {
+		return reasons
+	}
 	grant, reasons := r.cfg.Admit(Ask{Run: b.Run, Attempt: attempt, From: b.From, Spec: &b.Spec, Held: r.heldLocked()})
 	if len(reasons) > 0 {
 		return reasons
@@ -283,10 +293,15 @@ func (r *Runner) fits(b *bidder, attempt int) []task.Reason {
 	if level != isolate.Process && len(b.Spec.Network) > 0 && grant.Network != nil && len(grant.Network) == 0 {
 		return []task.Reason{task.Reasonf("network", "its owner grants no network to the run, which asks for %s", strings.Join(b.Spec.Network, ", "))}
 	}
+	if reasons := r.confine(b, &grant); len(reasons) > 0 {
+		return reasons
+	}
 	b.grant = grant
 	b.use = Use{Run: b.Run, From: b.From, Needs: b.Spec.Needs.Held(), Devices: grant.Devices, Since: r.cfg.Now(), Serves: b.Spec.Serve != nil}
 	return nil
 }
+
+func overQuota(r task.Reason) bool { return r.Rule == policy.RuleQuota }
 
 // cannot returns what keeps this Runner from a run, whatever the owner says.
 func (r *Runner) cannot(spec *task.Spec) []task.Reason {
@@ -301,7 +316,36 @@ func (r *Runner) cannot(spec *task.Spec) []task.Reason {
 }
 
 // reserve is what runs leave free of the disk, for the ledger and the node.
-const reserve = 64 * task.MiB
+const reserve = task.Bytes(supervise.Reserve)
+
+// leastRoom is the least of the disk that a run of another owner is let in with.
+const leastRoom = 16 * task.MiB
+
+// confine holds a run of another owner to what the disk has besides the reserve, and
+// what others of the kind may take. The caller holds the lock.
+func (r *Runner) confine(b *bidder, grant *Grant) []task.Reason {
+	free, err := freeDisk(r.cfg.Dir)
+	if grant.Limits.Disk == 0 || err != nil {
+		return nil
+	}
+	taken := reserve
+	for _, x := range r.runs {
+		if x.id != b.Run && x.grant.Limits.Disk > 0 {
+			taken += x.limits.Disk
+		}
+	}
+	for _, k := range r.line.kept {
+		if k.Run != b.Run && r.runs[k.Run] == nil {
+			taken += k.grant.Limits.Disk
+		}
+	}
+	room := free - min(free, taken)
+	if need := max(b.Spec.Needs.Disk, min(leastRoom, grant.Limits.Disk)); need > room {
+		return []task.Reason{{Rule: "disk", Need: uint64(need), Have: uint64(room), Ever: true, Text: fmt.Sprintf("has %v of disk for runs of other owners, and this one needs %v", room, need)}}
+	}
+	tighten(&grant.Limits.Disk, room)
+	return nil
+}
 
 // disk refuses a run whose inputs do not fit on the disk, which has to hold
 // them twice: as blobs and in the work folder.

@@ -27,6 +27,7 @@ func (x *live) finish(fin task.Finished) {
 		if err != nil {
 			x.remember(fin)
 		}
+		x.r.grew(x.from, entries...)
 		x.tell(entries...)
 		return err
 	})

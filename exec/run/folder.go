@@ -9,7 +9,7 @@ import (
 
 // The folder of a run has in it:
 //
-//	events  its journal
+//	events  its journal, with its parts in events.parts; see package journal
 //	grant   what the owner's rules have granted it
 //	local   where it asks its node for models, if it does
 //	exit    the account of its end, where that is known before the ledger has it

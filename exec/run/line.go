@@ -148,7 +148,7 @@ func (r *Runner) await(ctx context.Context, b *bidder, yield func(*task.Event) e
 
 // enter puts a bid into the line, unless it is answered at once.
 func (r *Runner) enter(bid task.Bid) (*bidder, error) {
-	own := r.cannot(&bid.Spec)
+	cannot := r.cannot(&bid.Spec)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	b := &bidder{Bid: bid, turn: make(chan struct{}), over: make(chan struct{})}
@@ -164,22 +164,23 @@ func (r *Runner) enter(bid task.Bid) (*bidder, error) {
 			each++
 		}
 	}
+	own := r.weight(b.From, b.Spec.Needs.Held()).Own
 	switch {
 	case r.closed:
 		return nil, errStopping
 	case r.runs[b.Run] != nil || old != nil:
 		return nil, refused(task.Reason{Rule: "queue", Text: "has the run already", Ever: true})
-	case bid.Wait && (each >= maxEach || len(r.line.waiting) >= maxWaiting):
+	case bid.Wait && (each >= maxEach || !own && len(r.line.waiting) >= maxWaiting):
 		return nil, refused(task.Reason{Rule: "queue", Text: fmt.Sprintf("has a full line: %d runs wait, %d of them from there", len(r.line.waiting), each), Ever: true})
 	}
-	reasons := append(r.fits(b, 0), own...)
+	reasons := append(r.fits(b, 0), cannot...)
 	if len(reasons) == 0 {
 		reasons = r.yields(b, r.ahead(b))
 	}
 	switch {
 	case len(reasons) == 0:
 		r.keep(b)
-	case never(reasons) || !bid.Wait:
+	case never(reasons), !bid.Wait, slices.ContainsFunc(reasons, overQuota):
 		return nil, refused(reasons...)
 	default:
 		b.why, b.came = reasons, r.cfg.Now()

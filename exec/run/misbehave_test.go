@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -21,6 +22,11 @@ import (
 	"github.com/balanceai/balance/mesh/identity"
 	"github.com/balanceai/balance/mesh/wire"
 )
+
+// What a flood writes, again and again.
+const floodLine = "0123456789abcdef0123456789abcde\n"
+
+var floodText = strings.Repeat(floodLine, 2048)
 
 // misbehave is the program that does on order what programs do.
 func misbehave(mode string, args []string) {
@@ -49,8 +55,11 @@ func misbehave(mode string, args []string) {
 		}
 		fmt.Println("gone")
 	case "flood":
-		b := bytes.Repeat([]byte("0123456789abcdef0123456789abcde\n"), 2048)
-		for range 1024 { // 64 MiB
+		b, mib := []byte(floodText), 64
+		if len(args) > 0 {
+			mib, _ = strconv.Atoi(args[0]) // of a test
+		}
+		for range 16 * mib {
 			if _, err := os.Stdout.Write(b); err != nil {
 				panic(err)
 			}

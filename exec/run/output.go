@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 
+	"github.com/balanceai/balance/exec/journal"
 	"github.com/balanceai/balance/exec/supervise"
 	"github.com/balanceai/balance/exec/task"
 )
@@ -97,6 +98,7 @@ func event(f supervise.Frame) *task.Event {
 	case supervise.Stderr:
 		e.Stream = task.Stderr
 	}
+	e.Offset, e.Part = f.Offset, f.First
 	if isText(f.Data) {
 		e.SetOutput(f.Data)
 	} else {
@@ -116,3 +118,6 @@ func isText(b []byte) bool {
 	}
 	return control <= len(b)/16
 }
+
+// The journal keeps as many parts as the log, so that both have the same.
+const _ = uint(supervise.Parts-journal.Parts) + uint(journal.Parts-supervise.Parts)

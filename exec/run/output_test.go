@@ -5,10 +5,11 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"io"
+	mathrand "math/rand/v2"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -44,36 +45,115 @@ func TestOutput(t *testing.T) {
 	}
 }
 
+// Of an endless output the beginning and the end are kept, and the account says how
+// much that is, whoever looks and when.
 func TestFlood(t *testing.T) {
 	const written = 64 << 20
 	l := newLab(t)
 	s := bad("flood")
-	s.Limits.Output = task.MiB
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
+	s.Limits.Output = 2 * task.MiB
 	o := order(s)
-	r := l.run(o)
-	runtime.ReadMemStats(&after)
-	if r.stdout.Len() != 1<<20 || len(r.notes) != 1 || r.notes[0] != "output limit of 1 MiB reached: what follows is dropped" {
-		t.Errorf("%d bytes, notes %q", r.stdout.Len(), r.notes)
+	var live, late flood
+	if err := l.Start(t.Context(), o, live.take); err != nil {
+		t.Fatal(err)
 	}
-	if u := r.account.Usage; u.Output != written || u.Dropped != written-1<<20 {
-		t.Errorf("usage %+v", u)
+	if err := l.Follow(t.Context(), o.Run, 0, late.take); err != nil {
+		t.Fatal(err)
 	}
-	if f := r.account; f.State != task.Succeeded {
-		t.Errorf("%+v", f)
+	if live.next != written || live.came+live.missing != written {
+		t.Errorf("who has followed got %d bytes and misses %d of %d", live.came, live.missing, live.next)
 	}
-	if grown := int64(after.HeapSys) - int64(before.HeapSys); grown > 32<<20 {
-		t.Errorf("the heap has grown by %d bytes", grown)
+	var r result
+	if err := r.add(late.finished); err != nil {
+		t.Fatal(err)
 	}
-	info, err := os.Stat(l.journalPath(o.Run))
-	if err != nil || info.Size() > 2<<20 {
-		t.Errorf("the journal has %d bytes, %v", info.Size(), err)
+	u := r.account.Usage
+	if u.Output != written || u.Dropped != task.Bytes(late.missing) || late.came+late.missing != written {
+		t.Errorf("usage %+v; there are %d bytes, and %d are missing", u, late.came, late.missing)
+	}
+	if r.account.State != task.Succeeded {
+		t.Errorf("%+v", r.account)
+	}
+	if late.gapped != 1 || late.head < 400<<10 || late.came > 2<<20 || late.came < 2<<20*3/4 {
+		t.Errorf("%d bytes are kept, with %d gaps, the first after %d", late.came, late.gapped, late.head)
+	}
+	if took := size(l.folder(o.Run)); took > 2*(2*task.MiB+256*task.KiB) {
+		t.Errorf("it takes %v of the disk", took)
 	}
 	// The machine's limit counts too.
 	l.admit = func(Ask) (Grant, []task.Reason) { return Grant{Limits: task.Limits{Output: 1000}}, nil }
-	if r := l.run(order(s)); r.stdout.Len() != 1000 {
-		t.Errorf("%d bytes with the machine's limit", r.stdout.Len())
+	o = order(s)
+	late = flood{}
+	if err := l.Start(t.Context(), o, new(flood).take); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Follow(t.Context(), o.Run, 0, late.take); err != nil || late.came > supervise.LeastLimit {
+		t.Errorf("%d bytes with the machine's limit, %v", late.came, err)
+	}
+}
+
+// flood is what a follower gets of a program that writes the same again and again.
+type flood struct {
+	gaps     task.Gaps
+	came     int64
+	missing  int64
+	head     int64 // before the first gap
+	next     int64
+	gapped   int
+	finished *task.Event
+}
+
+func (f *flood) take(e *task.Event) error {
+	switch e.Type {
+	case task.EventFinished:
+		f.finished = e
+		return nil
+	case task.EventOutput:
+	default:
+		return nil
+	}
+	if n := f.gaps.Before(e); n > 0 {
+		if f.gapped++; f.gapped == 1 {
+			f.head = f.came
+		}
+		f.missing += n
+	}
+	line := floodText[e.Offset%int64(len(floodLine)):]
+	if out := e.Output(); !bytes.Equal(out, []byte(line[:len(out)])) {
+		return fmt.Errorf("at byte %d there is %.40q", e.Offset, out)
+	}
+	f.came += int64(len(e.Output()))
+	f.next = e.Offset + int64(len(e.Output()))
+	return nil
+}
+
+// A node that is killed while a run writes more than is kept, again and again, goes
+// on with what is there: nothing that is kept is lost or doubled.
+func TestFloodWithoutNode(t *testing.T) {
+	s := bad("flood")
+	s.Limits.Output = task.MiB
+	o := order(s)
+	n := newNode(t, o)
+	for range 4 {
+		n.live("open", time.Duration(mathrand.IntN(60))*time.Millisecond)
+	}
+	l := n.next()
+	defer func() { _ = l.Close() }()
+	var f flood
+	if err := l.Start(t.Context(), o, f.take); err != nil {
+		t.Fatal(err)
+	}
+	f = flood{}
+	if err := l.Follow(t.Context(), o.Run, 0, f.take); err != nil {
+		t.Fatal(err)
+	}
+	var r result
+	if err := r.add(f.finished); err != nil {
+		t.Fatal(err)
+	}
+	u := r.account.Usage
+	if r.account.State != task.Succeeded || u.Output != 64<<20 || u.Dropped != task.Bytes(f.missing) || f.came != int64(u.Output-u.Dropped) {
+		t.Errorf("%+v; there are %d bytes, and %d are missing", r.account, f.came, f.missing)
 	}
 }
 

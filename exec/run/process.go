@@ -140,6 +140,7 @@ func (x *live) started(at time.Time) (rest func() []task.Draft) {
 			return
 		}
 		left = nil
+		x.r.grew(x.from, entries...)
 		x.tell(entries...)
 		x.report()
 	})
@@ -340,7 +341,7 @@ func ended(e *supervise.Exit, program string, fin *task.Finished) error {
 	return why
 }
 
-// outputLimit returns how much of the output is kept.
+// outputLimit returns how much of the output is kept; see also [supervise.LeastLimit].
 func (x *live) outputLimit() task.Bytes {
 	if x.limits.Output > 0 {
 		return x.limits.Output

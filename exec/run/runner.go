@@ -76,6 +76,11 @@ type Config struct {
 	// alike, and of the machine's owner.
 	Weigh func(from identity.ID, n task.Needs) Weight
 
+	// Quota returns why a member may not have this machine keep one more run of it,
+	// by what is kept for each member. Such a refusal is in no ledger. It is called
+	// as Admit is. Nil: there are no quotas.
+	Quota func(from identity.ID, kept func(identity.ID) Kept) []task.Reason
+
 	// Facts encodes what is free here besides what is held, for who has bid for it.
 	Facts func(held []Use) []byte
 
@@ -175,6 +180,7 @@ type Runner struct {
 	closed bool
 	runs   map[string]*live // that have not ended, and those about to be accepted
 	line   line
+	growth growth // of the ledger
 	taken  uint32 // runs, in this life
 }
 
@@ -244,16 +250,21 @@ const nodeStopped = "the node stopped before it could start the run"
 // Follow yields the events of a run that come after number after, until it has
 // ended. It gives [task.ErrNoRun] when this machine has never accepted the run.
 func (r *Runner) Follow(ctx context.Context, run string, after uint64, yield func(*task.Event) error) error {
+	return r.Events(ctx, run, after, true, yield)
+}
+
+// Events does what Follow does, and without follow ends at the newest event.
+func (r *Runner) Events(ctx context.Context, run string, after uint64, follow bool, yield func(*task.Event) error) error {
 	j, err := r.journal(ctx, run)
 	if err != nil {
 		return err
 	}
-	return read(ctx, j, after, yield)
+	return read(ctx, j, after, follow, yield)
 }
 
 // read yields what is in a journal but for what only this machine needs.
-func read(ctx context.Context, j *journal.Journal, after uint64, yield func(*task.Event) error) error {
-	return j.Read(ctx, after, true, func(e *task.Event) error {
+func read(ctx context.Context, j *journal.Journal, after uint64, follow bool, yield func(*task.Event) error) error {
+	return j.Read(ctx, after, follow, func(e *task.Event) error {
 		e.Place = 0
 		return yield(e)
 	})
@@ -316,9 +327,14 @@ func (r *Runner) Settle(ctx context.Context, run string, entries []*wire.Entry) 
 			return fmt.Errorf("settle %s: an entry of another run or author", run)
 		}
 	}
-	if _, err := r.cfg.Ledger.Accept(ctx, entries...); err != nil {
+	if err := r.settleable(from); err != nil {
 		return fmt.Errorf("settle %s: %w", run, err)
 	}
+	fresh, err := r.cfg.Ledger.Accept(ctx, entries...)
+	if err != nil {
+		return fmt.Errorf("settle %s: %w", run, err)
+	}
+	r.grew(from, fresh...)
 	return nil
 }
 

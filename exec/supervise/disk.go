@@ -21,6 +21,20 @@ const (
 	perFile    = 1024                   // what a file takes besides its content
 )
 
+// Reserve is what is left of the disk to the node, in bytes: a run is not admitted
+// without it, and what a run writes to its output does not take it.
+const Reserve = 64 << 20
+
+// lookAfter is how many bytes go into the log between two looks at the disk.
+const lookAfter = 256 << 10
+
+// hasRoom reports whether a log may grow. Two journals take as much as the log, on
+// a machine that is submitter and executor.
+func hasRoom(dir string, kept int64) bool {
+	free, err := freeDisk(dir)
+	return err != nil || free >= Reserve+2*uint64(kept) // if nobody knows, the write will tell
+}
+
 // watchDisk ends the run when its folders hold more than the limit. The caller
 // calls stop when it has ended, which waits for a count that is under way.
 func (s *server) watchDisk(o *Order) (stop func()) {

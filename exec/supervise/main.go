@@ -153,8 +153,13 @@ func writeExit(e *Exit) error {
 // persist has what a power cut may not take on the disk. The node, if there is
 // one, has been told before: it writes the same to its ledger.
 func persist() {
-	for _, name := range []string{logFile, exitFile, "."} {
-		if f, err := os.Open(name); err == nil {
+	paths := []string{exitFile, "."}
+	parts, _ := logParts(".")
+	for _, base := range parts {
+		paths = append(paths, partPath(".", base))
+	}
+	for _, path := range paths {
+		if f, err := os.Open(path); err == nil {
 			_ = f.Sync()
 			f.Close()
 		}

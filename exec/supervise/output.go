@@ -4,49 +4,72 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 	"unicode/utf8"
 )
 
-const (
-	first = 4 << 10 // bytes; what is read at once of a program that writes little
+const first = 4 << 10 // bytes; what is read at once of a program that writes little
 
-	// A program that writes byte by byte must not fill the disk, here or where
-	// each frame becomes an event.
-	pieceCost = 256       // bytes of a piece besides its data
-	leastRoom = 256 << 20 // for pieces, twice
+// The log is a head, which is kept, and parts with what was written last. Of the
+// limit an eighth is for each of these and two for the head. When the last part
+// is full the oldest goes.
+const (
+	Parts     = 6
+	headParts = 2
 )
 
-// output reads what a program writes and keeps it in the log as it comes. What
-// exceeds the limit, and what the disk cannot hold, is read and dropped: the
-// program goes on, and its account says how much is missing.
+// LeastLimit is the smallest limit of a log, so that a part holds what is read at
+// once.
+const LeastLimit = (headParts + Parts) * Chunk
+
+// A program that writes byte by byte must not fill the disk, here or where each
+// frame becomes an event: a piece counts for half of this at least.
+const pieceCost = 256 // bytes
+
+// output reads what a program writes and keeps it in the log as it comes. The
+// program does not wait for room: what was written first and last is kept, what
+// the disk cannot hold is dropped, and its account says how much is missing.
 type output struct {
-	limit   int64
+	dir     string
+	part    int64  // bytes that one takes
 	grown   func() // tells that there is more in the log
 	readers []*os.File
 	reading atomic.Int32
 	done    chan struct{} // closed when all have ended
 
 	mu      sync.Mutex
-	file    *os.File
-	size    int64 // of whole frames
-	total   int64 // read
-	dropped int64 // of that
-	cost    int64 // of the pieces
-	full    bool  // a limit was reached
-	lost    int64 // of that, not stored since the last note
-	why     error // it was not
+	file    *os.File // the newest part
+	base    int64    // where it begins in all that the log ever was
+	size    int64    // of that: where the next frame begins
+	used    int64    // of the part
+	blind   int64    // bytes since the last look at the disk that found room
+	parts   []part   // the oldest first, without the head
+	total   int64    // read
+	dropped int64    // of that
+	lost    int64    // of that, because of the disk, not noted yet
+	why     error    // the disk did not hold it
+}
+
+// part is one of the newest parts of a log.
+type part struct {
+	base int64
+	kept int64 // bytes of output
 }
 
 func newOutput(dir string, limit int64, grown func()) (*output, error) {
-	f, err := os.OpenFile(filepath.Join(dir, logFile), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	f, err := newPart(dir, 0)
 	if err != nil {
 		return nil, err
 	}
-	return &output{limit: limit, grown: grown, file: f, done: make(chan struct{})}, nil
+	return &output{dir: dir, part: max(limit, LeastLimit) / (headParts + Parts), grown: grown, file: f, done: make(chan struct{})}, nil
+}
+
+func newPart(dir string, base int64) (*os.File, error) {
+	return os.OpenFile(partPath(dir, base), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 }
 
 // start reads the streams, standard output first, until they end.
@@ -91,7 +114,9 @@ func (o *output) cut() {
 func (o *output) sum() (total, dropped int64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.tellLost()
+	if o.lost > 0 && o.append(o.missing(), 0) == nil { // if not, the account says so
+		o.lost = 0
+	}
 	return o.total, o.dropped
 }
 
@@ -141,29 +166,83 @@ func cutRune(b []byte) int {
 
 // write keeps a piece of output, which has room for the header before it.
 func (o *output) write(kind byte, frame []byte) {
-	size := int64(len(frame) - header)
-	if size <= 0 {
+	n := int64(len(frame) - header)
+	if n <= 0 {
 		return
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	room := min(size, o.limit-min(o.limit, o.total))
-	why := "output limit of " + bytesText(o.limit) + " reached"
-	if o.cost += size + pieceCost; o.cost > 2*max(o.limit, leastRoom) {
-		room, why = 0, "the output comes in too many pieces"
+	appendHeader(frame[:0], Frame{Kind: kind, Time: time.Now(), Offset: o.total}, int(n))
+	if o.lost > 0 { // the note goes with what comes after it, or not: it may be so short that a full disk holds it
+		frame = append(o.missing(), frame...)
 	}
-	if o.full {
-		room = 0
+	err := o.append(frame, max(n, (n+pieceCost)/2))
+	o.total += n
+	if err != nil {
+		o.why = err
+		if e := (*os.PathError)(nil); errors.As(err, &e) {
+			o.why = e.Err
+		}
+		o.lost += n
+		o.dropped += n
+		return
 	}
-	if room > 0 {
-		o.keep(kind, frame[:header+room])
+	o.lost = 0
+	if last := len(o.parts) - 1; last >= 0 {
+		o.parts[last].kept += n
 	}
-	o.total += size
-	o.dropped += size - room
-	if room < size && !o.full {
-		o.full = true
-		_ = o.append(AppendFrame(nil, Frame{Kind: Note, Time: time.Now(), Offset: o.total, Data: []byte(why + ": what follows is dropped")}))
+}
+
+// append stores frames, in the next part where this one is full.
+func (o *output) append(frames []byte, cost int64) error {
+	full := o.part
+	if len(o.parts) == 0 {
+		full *= headParts
 	}
+	if o.blind += int64(len(frames)); o.blind > lookAfter {
+		if !hasRoom(o.dir, o.total-o.dropped) {
+			return syscall.ENOSPC
+		}
+		o.blind = 0
+	}
+	if o.used+cost > full && o.size > o.base {
+		if err := o.turn(); err != nil {
+			return err
+		}
+	}
+	if _, err := o.file.WriteAt(frames, o.size-o.base); err != nil {
+		_ = o.file.Truncate(o.size - o.base)
+		return err
+	}
+	o.size += int64(len(frames))
+	o.used += cost
+	o.grown()
+	return nil
+}
+
+// missing is a note of what the disk could not hold.
+func (o *output) missing() []byte {
+	text := fmt.Sprintf("%s of the output before this are missing: %v", bytesText(o.lost), o.why)
+	return AppendFrame(nil, Frame{Kind: Note, Time: time.Now(), Offset: o.total, Data: []byte(text)})
+}
+
+// turn begins the next part. The oldest makes room for it first.
+func (o *output) turn() error {
+	if len(o.parts) == Parts {
+		if err := os.Remove(partPath(o.dir, o.parts[0].base)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		o.dropped += o.parts[0].kept
+		o.parts = slices.Delete(o.parts, 0, 1)
+	}
+	f, err := newPart(o.dir, o.size)
+	if err != nil {
+		return err
+	}
+	o.file.Close()
+	o.file, o.base, o.used = f, o.size, 0
+	o.parts = append(o.parts, part{base: o.base})
+	return nil
 }
 
 // bytesText writes a number of bytes as people do.
@@ -177,41 +256,4 @@ func bytesText(n int64) string {
 		}
 	}
 	return fmt.Sprintf("%d B", n)
-}
-
-// keep stores what is within the limit.
-func (o *output) keep(kind byte, frame []byte) {
-	n := len(frame) - header
-	appendHeader(frame[:0], Frame{Kind: kind, Time: time.Now(), Offset: o.total}, n)
-	if err := o.append(frame); err != nil {
-		o.why = err
-		if e := (*os.PathError)(nil); errors.As(err, &e) {
-			o.why = e.Err
-		}
-		o.lost += int64(n)
-		o.dropped += int64(n)
-		return
-	}
-	o.tellLost()
-}
-
-func (o *output) append(frame []byte) error {
-	if _, err := o.file.WriteAt(frame, o.size); err != nil {
-		_ = o.file.Truncate(o.size)
-		return err
-	}
-	o.size += int64(len(frame))
-	o.grown()
-	return nil
-}
-
-// tellLost notes what the disk could not hold.
-func (o *output) tellLost() {
-	if o.lost == 0 {
-		return
-	}
-	text := fmt.Sprintf("%s of the output before this are missing: %v", bytesText(o.lost), o.why)
-	if o.append(AppendFrame(nil, Frame{Kind: Note, Time: time.Now(), Offset: o.total, Data: []byte(text)})) == nil {
-		o.lost = 0
-	}
 }

@@ -12,7 +12,8 @@
 //	lease      when its lease ends, where it has one; written by the node, see [lease.Write]
 //	sock       where the supervisor answers; to make it is to claim the run
 //	net        where the node lets a run in a sandbox out, while it follows it
-//	log        what the program wrote, in frames; see [AppendFrame]
+//	log        what the program wrote first, in frames; see [AppendFrame]
+//	log.N      what it wrote last, in parts; N is where one begins in all frames
 //	exit.json  how it ended: an [Exit]
 //
 // A run is started once: whoever makes sock owns it, and nobody can make it
@@ -123,7 +124,7 @@ type Exit struct {
 	MaxRSS  int64  // bytes, of the largest process
 	Memory  uint64 // bytes, of all processes together; 0: not measured
 	Output  int64  // bytes written
-	Dropped int64  // of those, not in the log
+	Dropped int64  // of those, not in the log any more, or never
 	End     *End   // what made it end; nil for nothing
 	Left    string // what could not be killed
 	Said    string // by the program that holds a sandbox; see [launch.Report]

@@ -88,21 +88,136 @@ func TestCharactersStayWhole(t *testing.T) {
 	})
 }
 
-// However a program cuts up what it writes, the log stays within bounds.
-func TestPieces(t *testing.T) {
+// The beginning and the newest part of a long output are kept, within the limit,
+// and who reads while it is written gets that at least.
+func TestLogParts(t *testing.T) {
+	base := t.TempDir()
+	rapid.Check(t, func(rt *rapid.T) {
+		dir, err := os.MkdirTemp(base, "") //nolint:usetesting // one for each example
+		if err != nil {
+			rt.Fatal(err)
+		}
+		const limit = LeastLimit
+		o, err := newOutput(dir, limit, func() {})
+		if err != nil {
+			rt.Fatal(err)
+		}
+		defer func() { o.file.Close() }()
+		live, err := OpenLog(dir, 0)
+		if err != nil {
+			rt.Fatal(err)
+		}
+		defer func() { _ = live.Close() }()
+		byLive, end := map[int64]bool{}, int64(0)
+		look := func() {
+			for {
+				f, err := live.Next()
+				if errors.Is(err, io.EOF) {
+					return
+				}
+				if err != nil || f.Offset < end || f.Data[0] != mark(f.Offset) {
+					rt.Fatalf("frame at %d after %d: %v", f.Offset, end, err)
+				}
+				end = f.Offset + int64(len(f.Data))
+				byLive[f.Offset] = true
+			}
+		}
+		var at int64
+		most := rapid.SampledFrom([]int{1, 300, Chunk}).Draw(rt, "most")
+		repeat := rapid.IntRange(1, limit/max(most, pieceCost/2)).Draw(rt, "repeat")
+		for _, n := range rapid.SliceOfN(rapid.IntRange(0, most), 0, 40).Draw(rt, "pieces") {
+			for range repeat {
+				o.write(Stdout, append(make([]byte, header), bytes.Repeat([]byte{mark(at)}, n)...))
+				at += int64(n)
+			}
+			if rapid.IntRange(0, 20).Draw(rt, "look") == 0 {
+				look()
+			}
+		}
+		total, dropped := o.sum()
+		var kept, onDisk int64
+		for _, f := range frames(t, dir) {
+			kept += int64(len(f.Data))
+		}
+		look()
+		for _, f := range frames(t, dir) {
+			if !byLive[f.Offset] {
+				rt.Fatalf("who has followed has not got the frame at %d", f.Offset)
+			}
+		}
+		parts, err := logParts(dir)
+		if err != nil || len(parts) > 1+Parts {
+			rt.Fatalf("parts %v, %v", parts, err)
+		}
+		for _, base := range parts {
+			info, err := os.Stat(partPath(dir, base))
+			if err != nil {
+				rt.Fatal(err)
+			}
+			onDisk += info.Size()
+		}
+		if total != at || total-dropped != kept || kept > limit || onDisk > limit+o.part {
+			rt.Fatalf("%d bytes written, %d read, %d dropped, %d kept, %d on disk", at, total, dropped, kept, onDisk)
+		}
+		if dropped > 0 && kept*2 < limit && most == Chunk {
+			rt.Fatalf("only %d bytes are kept", kept)
+		}
+	})
+}
+
+// mark is what a test writes at an offset.
+func mark(offset int64) byte { return byte(offset % 251) }
+
+// Who reads on where a part is gone goes on with the oldest that is there.
+func TestLogOvertakes(t *testing.T) {
 	dir := t.TempDir()
-	o, err := newOutput(dir, 1<<20, func() {})
+	o, err := newOutput(dir, LeastLimit, func() {})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer o.file.Close()
-	o.cost = 2*leastRoom - 3*(pieceCost+1)
-	for range 10 {
-		o.write(Stdout, append(make([]byte, header), 'x'))
+	defer func() { o.file.Close() }()
+	write := func(n int) {
+		for range n {
+			o.write(Stdout, append(make([]byte, header), bytes.Repeat([]byte("x"), 1000)...))
+		}
 	}
-	total, dropped := o.sum()
-	if got := frames(t, dir); total != 10 || dropped != 7 || len(got) != 4 || got[3].Kind != Note {
-		t.Errorf("%d of %d dropped, %d frames", dropped, total, len(got))
+	write(100) // past the head
+	l, err := OpenLog(dir, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 90 {
+		if _, err := l.Next(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	place := l.Place()
+	_ = l.Close()
+	write(1000)
+	l, err = OpenLog(dir, place)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	f, err := l.Next()
+	if err != nil || !f.First || f.Offset < 600_000 || l.Place() <= place {
+		t.Errorf("%+v, %v", f, err)
+	}
+	firsts := 1
+	for {
+		f, err := l.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f.First {
+			firsts++
+		}
+	}
+	if firsts != Parts {
+		t.Errorf("%d parts", firsts)
 	}
 }
 
@@ -188,7 +303,7 @@ func FuzzLog(f *testing.F) {
 		l := &Log{file: bytes.NewReader(b), buf: make([]byte, 64)}
 		var again []byte
 		for {
-			f, err := l.Next()
+			f, err := l.frame()
 			if err != nil {
 				break
 			}
