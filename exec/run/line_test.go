@@ -51,6 +51,8 @@ type bids struct {
 	err  map[string]error
 	end  map[string]context.CancelFunc
 	all  sync.WaitGroup
+
+	heard int // of held, by wait
 }
 
 func (l *lab) bids() *bids {
@@ -99,6 +101,8 @@ func (b *bids) add(name string, bid task.Bid) {
 	})
 }
 
+// wait waits for turns. Those that come at the same time, since the last wait, are
+// heard in any order.
 func (b *bids) wait(want ...string) {
 	b.l.t.Helper()
 	var got []string
@@ -108,9 +112,11 @@ func (b *bids) wait(want ...string) {
 		got = slices.Clone(b.held)
 		return len(got) >= len(want)
 	})
-	if !slices.Equal(got, want) {
+	news := func(turns []string) []string { return slices.Sorted(slices.Values(turns[b.heard:])) }
+	if !slices.Equal(news(got), news(want)) {
 		b.l.t.Fatalf("turns of %v, want %v", got, want)
 	}
+	b.heard = len(want)
 }
 
 // leave ends a bid, and with it what is kept for it.
