@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -118,7 +119,7 @@ type gathering struct {
 // part is a part of the blob.
 type part struct {
 	here  bool
-	tries int // of holders that are being asked for it
+	asked []int // holders that are being asked for it
 }
 
 func (s *Store) openGathering(h wire.Hash, size int64) (*gathering, error) {
@@ -157,7 +158,7 @@ func (g *gathering) run(ctx context.Context, from []Holder) error {
 	failed := make([]error, len(from)*perHolder)
 	for i, holder := range from {
 		for j := range perHolder {
-			holders.Go(func() { failed[i*perHolder+j] = g.pull(ctx, holder) })
+			holders.Go(func() { failed[i*perHolder+j] = g.pull(ctx, i, holder) })
 		}
 	}
 	go func() {
@@ -208,18 +209,19 @@ func (g *gathering) bounds(i int) (offset, n int64) {
 	return offset, min(partSize, g.size-offset)
 }
 
-// pull brings parts from one holder until there is nothing left for it to do.
-func (g *gathering) pull(ctx context.Context, from Holder) error {
+// pull brings parts from one holder, of which it is given the number, until there is
+// nothing left for it to do.
+func (g *gathering) pull(ctx context.Context, holder int, from Holder) error {
 	buf := make([]byte, min(partSize, g.size))
 	backoff := firstBackoff
 	for broken := 0; ; {
-		i, ok := g.next()
+		i, ok := g.next(holder)
 		if !ok {
 			return nil
 		}
 		offset, n := g.bounds(i)
 		err := read(ctx, buf[:n], from, g.hash, offset)
-		if err = g.put(i, buf[:n], err); err == nil {
+		if err = g.put(i, holder, buf[:n], err); err == nil {
 			broken, backoff = 0, firstBackoff
 			continue
 		}
@@ -245,28 +247,32 @@ func read(ctx context.Context, buf []byte, from Holder, h wire.Hash, offset int6
 	return err
 }
 
-// next returns the first part that nobody brings. When there is none it returns
-// one that a single other brings, who may be slow: whoever is first counts.
-func (g *gathering) next() (int, bool) {
+// next returns the first part that nobody is asked for. When there is none it
+// returns one for which the fewest others are, who may be slow or may hang: whoever
+// is first counts.
+func (g *gathering) next(holder int) (int, bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for most := range 2 {
-		for i := range g.parts {
-			if p := &g.parts[i]; !p.here && p.tries == most {
-				p.tries++
-				return i, true
-			}
+	best := -1
+	for i := range g.parts {
+		p := &g.parts[i]
+		if !p.here && !slices.Contains(p.asked, holder) && (best < 0 || len(p.asked) < len(g.parts[best].asked)) {
+			best = i
 		}
 	}
-	return 0, false
+	if best < 0 {
+		return 0, false
+	}
+	g.parts[best].asked = append(g.parts[best].asked, holder)
+	return best, true
 }
 
 // put keeps a part that has come without an error, and says what went wrong.
-func (g *gathering) put(i int, b []byte, err error) error {
+func (g *gathering) put(i, holder int, b []byte, err error) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	p := &g.parts[i]
-	p.tries--
+	p.asked = slices.DeleteFunc(p.asked, func(n int) bool { return n == holder })
 	if err != nil || p.here {
 		return err
 	}

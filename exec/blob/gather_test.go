@@ -70,7 +70,7 @@ func TestGather(t *testing.T) {
 	}
 }
 
-// A holder that hangs with its last part does not keep the rest waiting.
+// Holders that hang do not keep the one waiting that does not.
 func TestGatherFromAHolderThatHangs(t *testing.T) {
 	content := large(5)
 	hangs := func(ctx context.Context, _ wire.Hash, _, _ int64) (io.ReadCloser, error) {
@@ -78,6 +78,7 @@ func TestGatherFromAHolderThatHangs(t *testing.T) {
 		return nil, ctx.Err()
 	}
 	gathers(t, open(t), content, hangs, holder(content, nil))
+	gathers(t, open(t), content, hangs, hangs, hangs, holder(content, nil))
 }
 
 func TestGatherFromHoldersThatBreak(t *testing.T) {
