@@ -40,17 +40,22 @@ type custody struct {
 
 	mu     sync.Mutex
 	givers map[string]identity.ID // of runs that are here and not over
+	handed map[string]bool        // runs of this node's that another one has, and that are not over
 
 	ended chan string      // runs of this node's that are over
 	up    chan identity.ID // nodes that came up
 }
 
 func openCustody(ctx context.Context, c *custody) (*custody, error) {
-	c.givers, c.ended, c.up = map[string]identity.ID{}, make(chan string, 64), make(chan identity.ID, 64)
+	c.givers, c.handed = map[string]identity.ID{}, map[string]bool{}
+	c.ended, c.up = make(chan string, 64), make(chan identity.ID, 64)
 	runs, err := c.db.Runs(ctx, store.RunFilter{Active: true})
 	for _, r := range runs {
 		if r.InCustody() && r.Submitter == c.self {
 			c.givers[r.ID] = r.For
+		}
+		if r.InCustody() && r.For == c.self {
+			c.handed[r.ID] = true
 		}
 	}
 	return c, err
@@ -99,16 +104,22 @@ func (c *custody) committed(fresh []*wire.Entry) {
 		if e.Kind == task.KindSubmit && e.Author == c.self {
 			c.took(e)
 		}
+		over := e.Kind == task.KindReceipt
 		c.mu.Lock()
+		if e.Kind == task.KindHand && e.Author == c.self {
+			c.handed[e.Topic] = true
+		}
 		giver, here := c.givers[e.Topic]
-		if here && e.Kind == task.KindReceipt && e.Author == c.self {
+		handed := c.handed[e.Topic]
+		if over {
 			delete(c.givers, e.Topic)
+			delete(c.handed, e.Topic)
 		}
 		c.mu.Unlock()
 		switch {
 		case here && e.Author != giver:
 			c.replica.Give(giver, e)
-		case !here && e.Kind == task.KindReceipt && e.Author != c.self:
+		case handed && over && e.Author != c.self:
 			select {
 			case c.ended <- e.Topic:
 			default: // it is looked at when its custodian comes up the next time

@@ -24,8 +24,12 @@ func (d *Dispatcher) Cancel(ctx context.Context, id string, force bool) error {
 func (d *Dispatcher) cancel(ctx context.Context, id string, force bool) error {
 	r := d.active(id)
 	if r == nil || r.journal.Finished() {
-		if _, err := d.status(ctx, id); err != nil {
+		st, err := d.status(ctx, id)
+		switch {
+		case err != nil:
 			return err
+		case st.OnItsWay(): // it has arrived, of which its topic does not tell yet
+			return d.cfg.Custodian(st.Custodian).CancelKept(ctx, id)
 		}
 		return fmt.Errorf("run %s: %w", id, ErrOver)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/balanceai/balance/exec/blob"
 	"github.com/balanceai/balance/exec/task"
@@ -42,6 +43,10 @@ type handing struct {
 	wake chan struct{}
 	done chan struct{} // closed when it is known who has it
 	back error         // why this node has it
+
+	mu        sync.Mutex
+	cancelled bool // the ledger says so
+	there     bool // somebody has it, who is asked to cancel it from now on
 }
 
 // Hand submits a run by giving it to another node of this node's owner. It returns
@@ -127,7 +132,7 @@ func (h *handing) takeBack(ctx context.Context, why error) {
 		h.d.cfg.Log.Error("cannot take a run back", "run", h.id, "err", err)
 		pause(ctx, h.wake, delay)
 	}
-	if h.gaveUp(ctx) { // a later life finds that in the ledger
+	if h.arrived() { // a later life finds that in the ledger
 		if err := h.d.cancel(ctx, h.id, false); err != nil && !errors.Is(err, ErrOver) {
 			h.d.cfg.Log.Error("cannot cancel a run that was taken back", "run", h.id, "err", err)
 		}
@@ -143,19 +148,31 @@ func (d *Dispatcher) cancelHanding(ctx context.Context, id string) (bool, error)
 	if h == nil {
 		return false, nil
 	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.there || h.cancelled {
+		return h.cancelled, nil
+	}
 	_, err := d.cfg.Ledger.Append(ctx, task.Draft{Topic: id, Kind: task.KindCancel, Record: task.Cancel{Reason: cancelReason}})
+	h.cancelled = err == nil
 	return true, err
 }
 
-// gaveUp reports whether the run was cancelled while it was on its way.
-func (h *handing) gaveUp(ctx context.Context) bool {
-	entries, err := h.d.cfg.Ledger.Entries(ctx, h.id)
-	return err == nil && slices.ContainsFunc(entries, func(e *wire.Entry) bool { return e.Author == h.d.cfg.Self && e.Kind == task.KindCancel })
+// arrived tells that somebody has the run, and reports whether it was cancelled on
+// its way.
+func (h *handing) arrived() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.there = true
+	return h.cancelled
 }
 
-// cancelGiven passes that on to its custodian.
+// cancelGiven has its custodian cancel the run, if that was asked for on its way.
 func (h *handing) cancelGiven(ctx context.Context) {
-	for delay := h.d.times.retryMin; ctx.Err() == nil && h.gaveUp(ctx); delay = min(2*delay, h.d.times.lost) {
+	if !h.arrived() {
+		return
+	}
+	for delay := h.d.times.retryMin; ctx.Err() == nil; delay = min(2*delay, h.d.times.lost) {
 		err := h.d.cfg.Custodian(h.to).CancelKept(ctx, h.id)
 		if err == nil || errors.Is(err, task.ErrNoRun) {
 			return
@@ -181,6 +198,7 @@ func (d *Dispatcher) handAgain(ctx context.Context, st task.Status) error {
 		}
 		h := d.newHanding(st.ID, r.Spec, nil, r.To)
 		h.entries, h.sent = entries[i:i+1], true // for all that is known
+		h.cancelled = slices.ContainsFunc(entries, func(e *wire.Entry) bool { return e.Author == d.cfg.Self && e.Kind == task.KindCancel })
 		d.hand(h)
 		return nil
 	}

@@ -204,12 +204,31 @@ func (l *lab) has(id string) bool {
 	return err == nil && over(st)
 }
 
+// A run that has just arrived is cancelled where it is, though its topic does not
+// say so here yet.
+func TestCancelAfterHand(t *testing.T) {
+	giver, keeper, _ := inCustody(t)
+	keeper.hydra.script = (*machine).start // and goes on
+	id, back := giver.hand(keeper, bare())
+	if back != nil {
+		t.Fatal(back)
+	}
+	keeper.eventually("it runs", func() bool { return keeper.status(id).State == task.Running })
+	if err := giver.d.Cancel(t.Context(), id, false); err != nil {
+		t.Fatal(err)
+	}
+	events := keeper.end(id)
+	if last := events[len(events)-1]; last.State != task.Cancelled {
+		t.Errorf("%s", last.State)
+	}
+}
+
 // What is cancelled on its way is cancelled where it comes to.
 func TestHandCancelled(t *testing.T) {
 	for _, comes := range []bool{true, false} {
 		giver, keeper, way := inCustody(t)
 		for _, l := range []*lab{giver, keeper} {
-			l.hydra.script = (*machine).start // and goes on
+			l.hydra.script = func(*machine, string) {} // it is cancelled before it starts
 		}
 		way.set(task.ErrBroken, nil)
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
