@@ -53,11 +53,11 @@ type answer struct {
 // more.
 func (r *run) await(ctx context.Context) error {
 	r.tried = slices.DeleteFunc(r.tried, could)
+	r.d.line.join(r) // before anybody hears that it waits
+	defer r.d.line.leave(r)
 	if err := r.insist(ctx, "note", r.noteWait); err != nil {
 		return err
 	}
-	r.d.line.join(r)
-	defer r.d.line.leave(r)
 	b := r.newBidding()
 	defer b.withdraw()
 	for r.placed.Wait {

@@ -488,7 +488,7 @@ func TestManyStreams(t *testing.T) {
 	if u := e.Usage(); u.Out != 200*20 || u.Answered != 200 {
 		t.Errorf("usage %+v", u)
 	}
-	if n1, n2 := l.list[1].engine.Total.Load(), l.list[2].engine.Total.Load(); n1+n2 != 200 || n1 < 60 || n2 < 60 {
+	if n1, n2 := l.list[1].engine.Total.Load(), l.list[2].engine.Total.Load(); n1+n2 != 200 || n1 < 20 || n2 < 20 { // both share the work, however the machine is loaded
 		t.Errorf("%d and %d at the two machines", n1, n2)
 	}
 }
