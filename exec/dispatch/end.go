@@ -95,14 +95,8 @@ func (r *run) endNowhere(ctx context.Context) error {
 	return r.logEnd(st)
 }
 
-// logEnd writes the last event and finishes the journal.
-func (r *run) logEnd(st task.Status) error {
-	if err := r.log(endEvent(st)); err != nil {
-		return err
-	}
-	_ = r.journal.Finish() // what is in it is written
-	return nil
-}
+// logEnd writes the last event.
+func (r *run) logEnd(st task.Status) error { return r.log(endEvent(st)) }
 
 // endEvent is the event that says how a run has ended.
 func endEvent(st task.Status) task.Event {

@@ -88,7 +88,7 @@ func (d *Dispatcher) journalOf(ctx context.Context, id string) (*journal.Journal
 	// The last life ended after the ledger had the end and before the journal.
 	e := endEvent(st)
 	e.Run, e.Attempt, e.Node = id, st.Attempt, st.Node
-	return j, errors.Join(j.Append(&e), j.Finish())
+	return j, j.Append(&e)
 }
 
 // over reports whether all of a run is in the ledger: its end, and for one that

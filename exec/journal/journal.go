@@ -242,9 +242,10 @@ func (j *Journal) Finished() bool {
 	return errors.Is(j.end, ErrFinished)
 }
 
-// Append numbers the event, sets e.Seq, and writes it. When it fails, as it
-// does when the disk is full, the journal is as it was and the next Append
-// may succeed.
+// Append numbers the event, sets e.Seq, and writes it. After the one that says that
+// the run has finished the journal is finished: readers that follow reach the end.
+// When it fails, as it does when the disk is full, the journal is as it was and the
+// next Append may succeed.
 func (j *Journal) Append(e *task.Event) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -262,6 +263,9 @@ func (j *Journal) Append(e *task.Event) error {
 	e.Seq = numbered.Seq
 	j.last = e.Seq
 	j.wakeLocked()
+	if e.Type == task.EventFinished { // at once: who reads it may ask if there is more
+		_ = j.endLocked(ErrFinished) // what is in it is written
+	}
 	return nil
 }
 
@@ -325,17 +329,12 @@ func (j *Journal) Skip(n uint64) {
 	j.last += n
 }
 
-// Finish says that no more events will come: readers that follow reach the end.
-func (j *Journal) Finish() error { return j.stop(ErrFinished) }
-
 // Close closes a journal that may go on when it is opened again. Readers that
 // follow get [ErrClosed]. On a finished journal it does nothing.
-func (j *Journal) Close() error { return j.stop(ErrClosed) }
-
-func (j *Journal) stop(why error) error {
+func (j *Journal) Close() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.endLocked(why)
+	return j.endLocked(ErrClosed)
 }
 
 func (j *Journal) endLocked(why error) error {

@@ -128,6 +128,8 @@ func TestEveryPlace(t *testing.T) {
 	})
 }
 
+func finished() *task.Event { return &task.Event{Type: task.EventFinished, State: task.Succeeded} }
+
 func TestFollow(t *testing.T) {
 	j := open(t, filepath.Join(t.TempDir(), "events"))
 	const events = 500
@@ -146,12 +148,10 @@ func TestFollow(t *testing.T) {
 			}
 		})
 	}
-	for i := range events {
+	for i := range events - 1 {
 		add(t, j, output(strings.Repeat("x", i*17%5000)))
 	}
-	if err := j.Finish(); err != nil {
-		t.Fatal(err)
-	}
+	add(t, j, finished())
 	wg.Wait()
 	if err := j.Append(output("late")); !errors.Is(err, ErrFinished) {
 		t.Errorf("append after the end: %v", err)
@@ -201,7 +201,7 @@ func TestSlowReader(t *testing.T) {
 	if got := read(t, j, 0, false); len(got) != 1001 {
 		t.Errorf("the other reader got %d events", len(got))
 	}
-	_ = j.Finish()
+	add(t, j, finished())
 	close(leave)
 	wg.Wait()
 }
@@ -213,7 +213,7 @@ func TestReopenFinished(t *testing.T) {
 	if over, err := Ended(path); over || err != nil {
 		t.Errorf("ended: %v, %v", over, err)
 	}
-	add(t, j, &task.Event{Type: task.EventFinished, State: task.Succeeded})
+	add(t, j, finished())
 	if over, err := Ended(path); !over || err != nil {
 		t.Errorf("ended: %v, %v", over, err)
 	}
@@ -330,10 +330,10 @@ func TestFollowParts(t *testing.T) {
 		if i%50 == 7 {
 			e = &task.Event{Type: task.EventNote, Message: "note"}
 		}
+		if i == events {
+			e = finished()
+		}
 		add(t, j, e)
-	}
-	if err := j.Finish(); err != nil {
-		t.Fatal(err)
 	}
 	wg.Wait()
 }

@@ -44,11 +44,8 @@ func (x *live) announce(fin task.Finished) {
 	if !fin.Outputs.IsZero() {
 		e.Outputs = fin.Outputs.String()
 	}
-	if x.insist("journal", func() error { return x.append(e) }) {
-		_ = x.journal.Finish()
-	} else {
-		_ = x.journal.Close()
-	}
+	x.insist("journal", func() error { return x.append(e) })
+	_ = x.journal.Close() // if it could not be written, for the next life
 }
 
 // retry is the pause before what must be written is tried again.
