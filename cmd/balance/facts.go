@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/balanceai/balance/exec/agent"
+	"github.com/balanceai/balance/exec/container"
 	"github.com/balanceai/balance/exec/fleet"
 	"github.com/balanceai/balance/exec/isolate"
 	"github.com/balanceai/balance/exec/place"
@@ -42,6 +44,7 @@ type facts struct {
 	holds     []string                // limits that hold for all of a run together
 	alwaysOn  bool                    // see [fleet.Offer]
 	machine   *isolate.Machine        // what it can put between itself and a run
+	engine    *container.Engine       // what runs images; nil for none
 	reachable func() []netip.AddrPort // TCP addresses at which this machine relays; nil: none
 
 	mu       sync.Mutex
@@ -54,6 +57,7 @@ type facts struct {
 	streams  []string
 	found    []fleet.Model // of the engines
 	agents   []fleet.Agent // that are installed
+	images   []fleet.Image // that the engine holds
 	offer    fleet.Offer
 
 	allows  func(*task.Spec) []task.Reason      // whether a run is the agent that it says it is; nil before up has them
@@ -102,6 +106,10 @@ func (f *facts) look(ctx context.Context, h home) {
 	if f.machine.Level() != isolate.Sandbox {
 		f.log.Warn("this machine has no sandbox: it takes no runs of other owners but those that its rules trust", "why", f.machine.Why)
 	}
+	var err error
+	if f.engine, err = container.Find(ctx, container.Sockets(os.Getenv)); err != nil {
+		f.log.Debug("this machine runs no images", "why", err)
+	}
 	f.measure(ctx)
 }
 
@@ -111,10 +119,28 @@ func (f *facts) measure(ctx context.Context) {
 	if err != nil {
 		f.log.Warn("measure the machine", "error", err)
 	}
+	images := f.listImages(ctx)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.hardware = offer
+	f.hardware, f.images = offer, images
 	f.complete()
+}
+
+// listImages lists the images of the machine's engine, those with a name.
+func (f *facts) listImages(ctx context.Context) []fleet.Image {
+	if f.engine == nil {
+		return nil
+	}
+	all, err := f.engine.Images(ctx)
+	if err != nil {
+		f.log.Warn("list the images of this machine", "error", err)
+	}
+	slices.SortFunc(all, func(a, b container.Image) int { return cmp.Compare(a.ID, b.ID) })
+	var out []fleet.Image
+	for _, i := range all[:min(len(all), fleet.MaxImages)] {
+		out = append(out, fleet.Image{ID: i.ID, Names: i.Names, Size: task.Bytes(i.Size)})
+	}
+	return out
 }
 
 // complete adds the owner's part to what was measured. The caller holds the
@@ -123,6 +149,10 @@ func (f *facts) complete() {
 	f.offer = f.hardware
 	f.offer.Labels = f.rules.Labels
 	f.offer.Drivers = []string{task.DriverProcess}
+	if f.engine != nil {
+		f.offer.Drivers = append(f.offer.Drivers, task.DriverImage)
+		f.offer.Engine, f.offer.Images = f.engine.String(), f.images
+	}
 	f.offer.Terms = f.rules.Terms
 	f.offer.Terms.Duty = f.duty
 	f.offer.Isolation = f.machine.Level()

@@ -34,6 +34,7 @@ type draft struct {
 	needs     task.Needs
 	limits    task.Limits
 	network   []string // hosts that it may reach out of a sandbox
+	image     string   // whose program the command is; empty for the machine's
 	isolation string   // at least; empty for what the machine's owner wants
 	env       map[string]string
 	models    []string
@@ -114,6 +115,9 @@ func (a *app) outline(ctx context.Context, d *draft) (task.Spec, []agent.Source,
 		Time: cmp.Or(d.limits.Time, spec.Limits.Time), Output: cmp.Or(d.limits.Output, spec.Limits.Output),
 		Memory: cmp.Or(d.limits.Memory, spec.Limits.Memory), CPU: cmp.Or(d.limits.CPU, spec.Limits.CPU),
 		PIDs: cmp.Or(d.limits.PIDs, spec.Limits.PIDs), Disk: cmp.Or(d.limits.Disk, spec.Limits.Disk), Tokens: cmp.Or(d.limits.Tokens, spec.Limits.Tokens),
+	}
+	if d.image != "" {
+		spec.Driver, spec.Image = task.DriverImage, d.image
 	}
 	spec.Isolation = cmp.Or(d.isolation, spec.Isolation)
 	spec.Network = append(slices.Clone(spec.Network), d.network...)
@@ -281,6 +285,7 @@ func draftFlags(f *pflag.FlagSet, d *draft) {
 	f.StringSliceVar(&d.network, "network", nil, "host that it may reach out of a sandbox, like example.org, *.example.org or example.org:8443; repeatable")
 	f.Var(gangNodes{&d.gang}, "gang", "one program on this many machines, each with a rank: all start together or none does")
 	f.Var(gangPort{&d.gang}, "gang-port", "with --gang: the port of loopback at which each rank listens for the others (default: a free one)")
+	f.StringVar(&d.image, "image", "", "run the command in a container of this image, which the machine has to hold")
 	f.StringVar(&d.isolation, "isolation", "", "process or sandbox; as the machine's owner wants if not given, or more")
 	f.VarP(pairs{&d.env}, "env", "e", "environment variable, NAME=VALUE; repeatable")
 	f.StringArrayVar(&d.secrets, "secret", nil, "NAME[=env:VAR|file:PATH|keyring:KEY]: a variable whose value no record, log or file has; repeatable")

@@ -313,7 +313,7 @@ func up(ctx context.Context, h home, cfg upConfig, log *slog.Logger) (err error)
 	}
 	serving := newModels(node, who, facts, view, peers, host, wanted, log)
 	runner, err := run.Open(ctx, run.Config{
-		Dir: h.path(runsDir), Self: self, Name: who.me().Name, Ledger: db, Blobs: blobs, Log: log, Admit: facts.admit, Machine: facts.machine,
+		Dir: h.path(runsDir), Self: self, Name: who.me().Name, Ledger: db, Blobs: blobs, Log: log, Admit: facts.admit, Machine: facts.machine, Containers: facts.engine,
 		Local: serving.ofRun, Serve: host.ready, VRAM: facts.probe.Processes,
 		Weigh: facts.weigh, Quota: facts.quota, Facts: facts.free, Changed: func() {
 			if s := sampler.Load(); s != nil {

@@ -34,7 +34,7 @@ func (r *reader) grantFields(g *policy.Grant) map[string]field {
 		"owner":     value(r, &g.Owner, "the name of a person", notEmpty),
 		"node":      value(r, &g.Node, "the name of a machine", notEmpty),
 		"role":      value(r, &g.Role, "admin or member", word(policy.RoleAdmin, policy.RoleMember)),
-		"isolation": value(r, &g.Isolation, "sandbox or none", parseIsolation),
+		"isolation": value(r, &g.Isolation, "sandbox, container or none", parseIsolation),
 		"drivers": func(n *yaml.Node) {
 			var list []string
 			words(r, &list, "process or image", oneOf([]string{task.DriverProcess, task.DriverImage}))(n)

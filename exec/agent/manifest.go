@@ -185,7 +185,7 @@ func (r *reader) manifest(root *yaml.Node, m *Manifest) {
 			r.mapping(n, map[string]field{"allow": words(r, &s.Network, "a host", filled)})
 		},
 		"secrets":    r.secrets(m),
-		"isolation":  value(r, &s.Isolation, "process or sandbox", parseLevel),
+		"isolation":  value(r, &s.Isolation, "process, sandbox or container", parseLevel),
 		"models":     func(n *yaml.Node) { r.uses(n, &s.Models) },
 		"parameters": r.parameters(m),
 	}
@@ -450,7 +450,7 @@ func checkLabel(s string) error {
 }
 
 func parseLevel(s string) (string, error) {
-	return s, oneOf([]string{task.LevelProcess, task.LevelSandbox})(s)
+	return s, oneOf([]string{task.LevelProcess, task.LevelSandbox, task.LevelContainer})(s)
 }
 
 func parseBool(s string) (bool, error) {

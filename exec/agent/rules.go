@@ -133,7 +133,7 @@ func (r *reader) rules(root *yaml.Node, to *Rules) {
 }
 
 func parseIsolation(s string) (string, error) {
-	return s, oneOf([]string{policy.IsolationSandbox, policy.IsolationNone})(s)
+	return s, oneOf([]string{policy.IsolationSandbox, policy.IsolationContainer, policy.IsolationNone})(s)
 }
 
 func parseRelay(s string) (string, error) {

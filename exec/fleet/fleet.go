@@ -44,12 +44,14 @@ type Offer struct {
 	Isolation string       `cbor:"14,keyasint" json:"isolation"`         // the strongest level that it has, of package task
 	Program   string       `cbor:"15,keyasint" json:"program"`           // version of balance
 	Services  []Service    `cbor:"16,keyasint,omitempty" json:"services,omitempty"`
-	Portable  bool         `cbor:"18,keyasint,omitempty" json:"portable,omitempty"`  // it has a battery of its own
-	AlwaysOn  bool         `cbor:"19,keyasint,omitempty" json:"always_on,omitempty"` // its owner says that it does not sleep: it takes runs of the owner's nodes into custody
-	Holds     []string     `cbor:"24,keyasint,omitempty" json:"holds,omitempty"`     // limits that hold for all of a run together: memory, cpu, pids
-	Streams   []string     `cbor:"17,keyasint,omitempty" json:"streams,omitempty"`   // TCP addresses at which it relays, where UDP does not pass; eight at most
-	Models    []Model      `cbor:"40,keyasint,omitempty" json:"models,omitempty"`    // that its engines have; [MaxModels] at most
-	Agents    []Agent      `cbor:"41,keyasint,omitempty" json:"agents,omitempty"`    // that are installed; [MaxAgents] at most
+	Portable  bool         `cbor:"18,keyasint,omitempty" json:"portable,omitempty"`         // it has a battery of its own
+	AlwaysOn  bool         `cbor:"19,keyasint,omitempty" json:"always_on,omitempty"`        // its owner says that it does not sleep: it takes runs of the owner's nodes into custody
+	Holds     []string     `cbor:"24,keyasint,omitempty" json:"holds,omitempty"`            // limits that hold for all of a run together: memory, cpu, pids
+	Streams   []string     `cbor:"17,keyasint,omitempty" json:"streams,omitempty"`          // TCP addresses at which it relays, where UDP does not pass; eight at most
+	Models    []Model      `cbor:"40,keyasint,omitempty" json:"models,omitempty"`           // that its engines have; [MaxModels] at most
+	Agents    []Agent      `cbor:"41,keyasint,omitempty" json:"agents,omitempty"`           // that are installed; [MaxAgents] at most
+	Engine    string       `cbor:"42,keyasint,omitempty" json:"container_engine,omitempty"` // that runs images: podman or docker, and its version, and rootless where it has no more rights than its user
+	Images    []Image      `cbor:"43,keyasint,omitempty" json:"images,omitempty"`           // that it holds; [MaxImages] at most
 }
 
 // Has reports whether the owner has given the machine a label.

@@ -183,6 +183,9 @@ func (f *fit) kind() {
 	if !slices.Contains(o.Drivers, f.spec.Driver) {
 		f.never("driver", 0, 0, "has no %s", driverName(f.spec.Driver))
 	}
+	if f.spec.Driver == task.DriverImage {
+		f.image()
+	}
 	if f.spec.Isolation == task.LevelSandbox && o.Isolation != task.LevelSandbox {
 		f.never("isolation", 0, 0, "has no sandbox")
 	}
@@ -200,6 +203,22 @@ func (f *fit) kind() {
 	}
 	if miss := missing(n.Engines, has); len(miss) > 0 {
 		f.never("engines", 0, 0, "does not have %s", strings.Join(miss, ", "))
+	}
+}
+
+// image looks whether a machine has the image. One that has more than it tells of
+// may have it, and decides.
+func (f *fit) image() {
+	o := f.offer
+	if !slices.Contains(o.Drivers, task.DriverImage) {
+		return // which was said
+	}
+	has := slices.ContainsFunc(o.Images, func(i fleet.Image) bool { return i.Is(f.spec.Image) })
+	if !has && len(o.Images) < fleet.MaxImages {
+		f.never("image", 0, 0, "the image %s is not on this machine", f.spec.Image)
+	}
+	if f.needs.GPUs > 0 {
+		f.never("image", 0, 0, "runs images without a GPU")
 	}
 }
 

@@ -58,13 +58,16 @@ const (
 	IsolationSandbox = "sandbox"
 	// IsolationNone runs another owner's program as the user who runs Balance.
 	IsolationNone = "none"
+	// IsolationContainer is as IsolationSandbox, and lets their images run too, in
+	// containers of the machine's engine.
+	IsolationContainer = "container"
 )
 
 // Grant is what other owners may use at one time. Amounts are of all runs of one
 // owner together, by whichever grant they came.
 type Grant struct {
 	Owner     string        `cbor:"1,keyasint" json:"owner"`                       // exact name, or "*" for every member
-	Isolation string        `cbor:"2,keyasint,omitempty" json:"isolation"`         // [IsolationNone]; else a sandbox
+	Isolation string        `cbor:"2,keyasint,omitempty" json:"isolation"`         // [IsolationNone] or [IsolationContainer]; else a sandbox
 	CPU       task.CPU      `cbor:"3,keyasint,omitempty" json:"cpu_milli"`         //
 	Memory    task.Bytes    `cbor:"4,keyasint,omitempty" json:"memory"`            //
 	GPUs      int           `cbor:"5,keyasint,omitempty" json:"gpus"`              // devices
@@ -196,7 +199,11 @@ func (g Grant) ask(q Question) []task.Reason {
 // kind checks what the run is.
 func (a *answer) kind(q *Question) {
 	g, who := a.grant, q.From.Owner
-	if g.Isolation != IsolationNone && q.Isolation != task.LevelSandbox {
+	switch image := q.Driver == task.DriverImage; {
+	case g.Isolation == IsolationNone:
+	case image && g.Isolation != IsolationContainer:
+		a.refuse(false, 0, 0, "runs no image of another owner: its terms do not grant %s isolation: %s", who, IsolationContainer)
+	case !image && q.Isolation != task.LevelSandbox:
 		a.refuse(false, 0, 0, "has no sandbox for the run of another owner, and its terms do not grant %s isolation: none", who)
 	}
 	if g.Drivers != "" && !g.Drivers.Has(q.Driver) {
@@ -262,8 +269,8 @@ func (g *Grant) check() error {
 		return err
 	}
 	switch who := g.Who(); {
-	case g.Isolation != "" && g.Isolation != IsolationSandbox && g.Isolation != IsolationNone:
-		return fmt.Errorf("%s: unknown isolation %q: it is %s or %s", who, g.Isolation, IsolationSandbox, IsolationNone)
+	case g.Isolation != "" && g.Isolation != IsolationSandbox && g.Isolation != IsolationContainer && g.Isolation != IsolationNone:
+		return fmt.Errorf("%s: unknown isolation %q: it is %s, %s or %s", who, g.Isolation, IsolationSandbox, IsolationContainer, IsolationNone)
 	case g.CPU == 0 || g.Memory == 0:
 		return fmt.Errorf("%s: say how much cpu and memory", who)
 	case g.GPUs < 0 || g.Runs < 0 || g.Queue < 0 || g.Time < 0 || g.Use < 0 || g.Per < 0 || g.Idle < 0 || g.Grace < 0:

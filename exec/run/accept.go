@@ -284,6 +284,11 @@ func (r *Runner) fits(b *bidder, attempt int) []task.Reason {
 	if reasons := append(r.apart(&b.Spec, level), r.unreachable(&b.Spec, level)...); len(reasons) > 0 {
 		return reasons
 	}
+	if level == task.LevelContainer {
+		if reasons := r.containable(&b.Spec, bounds(&b.Spec, grant)); len(reasons) > 0 {
+			return reasons
+		}
+	}
 	if isolate.Stronger(level, r.cfg.Machine.Level()) {
 		return []task.Reason{task.Reasonf("isolation", "has no %s for the run: %s", level, r.cfg.Machine.Why)}
 	}
@@ -306,8 +311,8 @@ func overQuota(r task.Reason) bool { return r.Rule == policy.RuleQuota }
 // cannot returns what keeps this Runner from a run, whatever the owner says.
 func (r *Runner) cannot(spec *task.Spec) []task.Reason {
 	var out []task.Reason
-	if spec.Driver != task.DriverProcess {
-		out = append(out, task.Reasonf("driver", "no container runtime on this machine: it runs programs, not images"))
+	if spec.Driver == task.DriverImage {
+		out = append(out, r.lacksImage(spec.Image)...)
 	}
 	if short := r.disk(spec); short != nil {
 		out = append(out, *short)

@@ -54,7 +54,7 @@ func (x *live) pause(reason string) error {
 	if x.watch == nil || x.paused || x.asked != nil {
 		return nil
 	}
-	if err := x.watch.Hold(true); err != nil {
+	if err := x.still(true); err != nil {
 		return fmt.Errorf("pause %s: %w", x.id, err)
 	}
 	x.paused = true
@@ -68,7 +68,7 @@ func (x *live) resume() error {
 	if x.watch == nil || !x.paused {
 		return nil
 	}
-	if err := x.watch.Hold(false); err != nil {
+	if err := x.still(false); err != nil {
 		return fmt.Errorf("resume %s: %w", x.id, err)
 	}
 	x.paused = false

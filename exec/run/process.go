@@ -14,6 +14,7 @@ import (
 
 	"github.com/balanceai/balance/exec/cgroup"
 	"github.com/balanceai/balance/exec/isolate"
+	"github.com/balanceai/balance/exec/isolate/launch"
 	"github.com/balanceai/balance/exec/supervise"
 	"github.com/balanceai/balance/exec/task"
 )
@@ -79,12 +80,15 @@ func (x *live) order(fin *task.Finished) (*supervise.Order, error) {
 	o := &supervise.Order{
 		Run: x.id, Node: x.r.cfg.Name, Boot: supervise.Boot(),
 		Program: c.Path, Argv: c.Args, Env: c.Env, Dir: c.Dir, Files: c.Files, Stdin: x.spec.Stdin,
-		Walled: isolate.Stronger(x.level, isolate.Process), Group: group, Output: int64(x.outputLimit()),
+		Walled: x.level == isolate.Sandbox, Group: group, Output: int64(x.outputLimit()),
 		Time: x.limits.Time, TimeUp: timeUp(x.limits.Time).told(),
 		Disk: uint64(x.limits.Disk), DiskUp: diskFull(x.limits.Disk).told(), XFSZ: diskFull(x.limits.Disk).told(),
 		OOM: outOfMemory(x.limits.Memory).told(), PIDs: tooMany(x.limits.PIDs).told(),
 		Network: x.spec.Network, Narrow: x.grant.Network, Fill: []string{x.work(), x.temp()},
 		Grace: x.r.cfg.Grace, Came: int64(fin.Usage.InBytes),
+	}
+	if x.level == task.LevelContainer {
+		o.After = x.plan().After()
 	}
 	if t := x.spec.TTY; t != nil {
 		o.TTY = &supervise.Size{Rows: t.Rows, Cols: t.Cols}
@@ -262,6 +266,7 @@ func (x *live) concluded(out *output, begun func(time.Time) error, fin *task.Fin
 	x.mu.Lock()
 	x.watch = nil
 	x.mu.Unlock()
+	x.removeContainer()
 	e, err := supervise.ReadExit(x.dir)
 	if err != nil {
 		return x.unseen(out, err)
@@ -271,6 +276,9 @@ func (x *live) concluded(out *output, begun func(time.Time) error, fin *task.Fin
 	}
 	fin.Usage.WallMS, fin.Usage.CPUMS, fin.Usage.MaxRSS = e.WallMS, e.CPUMS, task.Bytes(e.MaxRSS)
 	fin.Usage.PeakMemory = task.Bytes(e.Memory)
+	if x.level == task.LevelContainer { // what was measured is of what stands for it
+		fin.Usage.CPUMS, fin.Usage.MaxRSS, fin.Usage.PeakMemory = 0, 0, 0
+	}
 	fin.Usage.Output, fin.Usage.Dropped = task.Bytes(e.Output), task.Bytes(e.Dropped)
 	fin.Usage.GPUMS = e.WallMS * uint64(len(x.grant.Devices))
 	if !e.Started.IsZero() {
@@ -281,7 +289,11 @@ func (x *live) concluded(out *output, begun func(time.Time) error, fin *task.Fin
 			return err
 		}
 	}
-	return ended(e, x.spec.Command[0], fin)
+	err = ended(e, x.spec.Command[0], fin)
+	if errors.Is(err, launch.ErrMemory) {
+		return outOfMemory(x.limits.Memory)
+	}
+	return err
 }
 
 // unseen is the end of a run that has lost its supervisor: nobody knows how the
@@ -334,7 +346,11 @@ func ended(e *supervise.Exit, program string, fin *task.Finished) error {
 	if e.Error != "" {
 		return why
 	}
-	if err := told(e.Said); err != nil {
+	err := told(e.Said)
+	if errors.Is(err, launch.ErrMemory) {
+		return err
+	}
+	if err != nil {
 		fin.State, fin.ExitCode = task.Failed, startCode(err)
 		return cannotStart(program, err)
 	}

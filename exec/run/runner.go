@@ -33,6 +33,7 @@ import (
 	"time"
 
 	"github.com/balanceai/balance/exec/blob"
+	"github.com/balanceai/balance/exec/container"
 	"github.com/balanceai/balance/exec/egress"
 	"github.com/balanceai/balance/exec/isolate"
 	"github.com/balanceai/balance/exec/journal"
@@ -98,6 +99,9 @@ type Config struct {
 	// Machine is what this machine can put between itself and a run; nil for
 	// nothing.
 	Machine *isolate.Machine
+
+	// Containers runs images; nil for a machine that does not.
+	Containers *container.Engine
 
 	// Local makes what a run asks of its node, with a key of an earlier life, or of
 	// its own where there is none; nil for a run that asks nothing. Nil: this

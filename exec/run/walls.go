@@ -26,8 +26,11 @@ import (
 func Groups(self identity.ID) *cgroup.Base { return cgroup.Find("balance-" + self.Short() + "-") }
 
 // level is the isolation of a run: what the owner's rules want of it, or more
-// where the run itself asks for that.
+// where the run itself asks for that. An image has one of its own.
 func level(spec *task.Spec, grant Grant) string {
+	if spec.Driver == task.DriverImage {
+		return task.LevelContainer
+	}
 	if isolate.Stronger(spec.Isolation, grant.Isolation) {
 		return spec.Isolation
 	}
@@ -96,6 +99,10 @@ func split(l task.Limits, can cgroup.Can) (cgroup.Limits, inside.Limits) {
 
 // walls returns how the run's program is started, and within which limits.
 func (x *live) walls() (launch.Command, cgroup.Limits, error) {
+	if x.level == task.LevelContainer {
+		c, err := x.contain()
+		return c, cgroup.Limits{}, err // the engine holds those, which it is asked about
+	}
 	group, own := split(x.limits, x.r.control.Groups.Can())
 	env := x.environ()
 	out := x.level == isolate.Sandbox && len(x.spec.Network) > 0

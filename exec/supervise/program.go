@@ -114,6 +114,7 @@ func (s *server) run() *Exit {
 		return cannot(err)
 	}
 	defer more.Close()
+	defer undo(o)
 	began := time.Now()
 	proc, g, err := start(o, append(f.program[:], more.Files...))
 	f.given()
@@ -141,6 +142,28 @@ func (s *server) run() *Exit {
 	exit := s.wait(p, proc)
 	exit.Started, exit.Said = began, said(more.Report)
 	return exit
+}
+
+// undoTime bounds how long the account of a run's end waits for what is undone.
+const undoTime = 40 * time.Second
+
+// undo undoes what a program has made that does not end with it. Where that fails,
+// the node does it when it sees the end.
+func undo(o *Order) {
+	if len(o.After) == 0 {
+		return
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return
+	}
+	defer null.Close()
+	p, err := os.StartProcess(launch.Self, o.After, &os.ProcAttr{Dir: "/", Env: []string{}, Files: []*os.File{null, null, null}})
+	if err != nil {
+		return
+	}
+	defer time.AfterFunc(undoTime, func() { _ = p.Kill() }).Stop()
+	_, _ = p.Wait()
 }
 
 // fill puts the private variables into the file for them.

@@ -81,6 +81,7 @@ type Order struct {
 	Files   []launch.File // open in it besides its input and output
 	Walled  bool          // what is started holds a sandbox with the program in it
 	Group   *cgroup.Group // that it is in; nil for none
+	After   []string      // arguments, from the name on, with which this program undoes what its end does not; nil for nothing
 	Disk    uint64        // bytes that Fill may hold, after which DiskUp ends it; 0 for no limit
 	DiskUp  End
 	OOM     End           // where it fails and something of it was killed for want of memory

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"regexp"
 	"strings"
 	"time"
 
@@ -39,6 +40,35 @@ const (
 	LevelProcess = "process" // none: the user who runs Balance, with that user's files
 	LevelSandbox = "sandbox" // nothing of the machine but the system's programs, and no network
 )
+
+// LevelContainer is the isolation of each run that has an image, and of no other: a
+// container of an engine such as podman, with nothing of the machine and no network.
+// It is no step between the others.
+const LevelContainer = "container"
+
+// maxReference bounds the reference of an image, in bytes.
+const maxReference = 512
+
+// checkImage refuses what is no reference of an image.
+func (s *Spec) checkImage() error {
+	switch {
+	case s.Driver != DriverImage && (s.Image != "" || s.Isolation == LevelContainer):
+		return errors.New("a container without an image: say which image it is")
+	case s.Driver != DriverImage:
+		return nil
+	case s.Image == "":
+		return errors.New("driver image without an image")
+	case s.Isolation != "" && s.Isolation != LevelContainer:
+		return fmt.Errorf("isolation %s with an image: that runs in a container", s.Isolation)
+	case len(s.Image) > maxReference || !reference.MatchString(s.Image) || path.Clean(s.Image) != s.Image:
+		return fmt.Errorf("%.80q is no reference of an image", s.Image)
+	}
+	return nil
+}
+
+// reference is what a reference of an image is written with, such as
+// localhost/tool:1 or example.org/tool@sha256:….
+var reference = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/:@-]*$`)
 
 // MinPIDs is the smallest limit of processes and threads: those that start a run
 // count as well.
@@ -166,8 +196,6 @@ func (s *Spec) Check() error {
 		return errors.New("the run has no command")
 	case s.Driver != DriverProcess && s.Driver != DriverImage:
 		return fmt.Errorf("unknown driver %q", s.Driver)
-	case s.Driver == DriverImage && s.Image == "":
-		return errors.New("driver image without an image")
 	case s.Needs.GPUs < 0 || s.Needs.GPUs > 1024:
 		return fmt.Errorf("%d GPUs", s.Needs.GPUs)
 	case s.Needs.Share < 0 || s.Needs.Share >= 1000:
@@ -180,10 +208,10 @@ func (s *Spec) Check() error {
 		return fmt.Errorf("limit of %d processes: give it %d at least", s.Limits.PIDs, MinPIDs)
 	case len(s.Network) > 256:
 		return fmt.Errorf("network: %d hosts: the limit is 256", len(s.Network))
-	case s.Isolation != "" && s.Isolation != LevelProcess && s.Isolation != LevelSandbox:
-		return fmt.Errorf("unknown isolation %q: it is %s or %s", s.Isolation, LevelProcess, LevelSandbox)
+	case s.Isolation != "" && s.Isolation != LevelProcess && s.Isolation != LevelSandbox && s.Isolation != LevelContainer:
+		return fmt.Errorf("unknown isolation %q: it is %s or %s, or %s with an image", s.Isolation, LevelProcess, LevelSandbox, LevelContainer)
 	}
-	if err := errors.Join(s.checkRetry(), s.checkQueue(), s.checkSecrets()); err != nil {
+	if err := errors.Join(s.checkImage(), s.checkRetry(), s.checkQueue(), s.checkSecrets()); err != nil {
 		return err
 	}
 	if err := errors.Join(s.checkGang(), s.checkServe()); err != nil {

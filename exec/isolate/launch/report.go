@@ -12,11 +12,15 @@ import (
 const (
 	Started = "+"
 	Failed  = "-"
+	Memory  = "m" // at the end, of one that stands for another: that was killed for want of memory
 )
 
 // ErrWalls says that the walls around a run could not be built. Nothing of the
 // run has been started.
-var ErrWalls = errors.New("the sandbox could not be built")
+var ErrWalls = errors.New("the walls around the run could not be built")
+
+// ErrMemory says that a program was started, and killed for want of memory.
+var ErrMemory = errors.New("out of memory")
 
 // Report reads what was written to the pipe of a [File] that reports, all of it:
 // nil where the program was started, else why it was not.
@@ -29,8 +33,11 @@ func Report(said string) error {
 		}
 		return fmt.Errorf("%w: %s", ErrWalls, text)
 	}
-	if said == Started {
+	switch said {
+	case Started:
 		return nil
+	case Started + Memory:
+		return ErrMemory
 	}
 	return ErrWalls
 }

@@ -8,7 +8,7 @@ import (
 
 func TestReport(t *testing.T) {
 	for said, want := range map[string]error{
-		Started: nil, "": ErrWalls, "?": ErrWalls, Failed: ErrWalls, "-0 landlock: odd": ErrWalls, "-2 not found": syscall.ENOENT, "+-13 not allowed": syscall.EACCES,
+		Started: nil, "+m": ErrMemory, "": ErrWalls, "?": ErrWalls, Failed: ErrWalls, "-0 landlock: odd": ErrWalls, "-2 not found": syscall.ENOENT, "+-13 not allowed": syscall.EACCES,
 	} {
 		if err := Report(said); !errors.Is(err, want) || (err == nil) != (want == nil) {
 			t.Errorf("%q: %v, want %v", said, err, want)

@@ -1,0 +1,182 @@
+package run
+
+import (
+	"archive/tar"
+	"bytes"
+	"net"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/balanceai/balance/exec/container"
+	"github.com/balanceai/balance/exec/task"
+)
+
+// startPodman starts an engine of the test alone, with one image in it.
+func startPodman(t *testing.T) *container.Engine {
+	t.Helper()
+	podman, err1 := exec.LookPath("podman")
+	busybox, err2 := exec.LookPath("busybox")
+	need(t, err1 == nil && err2 == nil && os.Getuid() == 0, "podman and busybox, as root")
+	dir, err := os.MkdirTemp("", "engine") // a short one, for sockets
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(dir, "s")
+	flags := []string{"--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run"), "--tmpdir", filepath.Join(dir, "tmp"), "--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--runtime", "runc", "--events-backend", "none"}
+	service := exec.Command(podman, append(flags, "system", "service", "-t", "0", "unix://"+socket)...)
+	var said bytes.Buffer
+	service.Stderr = &said
+	if err := service.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = exec.Command(podman, append(flags, "rm", "-fa", "-t", "0")...).Run()
+		_ = service.Process.Kill()
+		_ = service.Wait()
+		if t.Failed() {
+			t.Log("podman:", said.String())
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Log(err)
+		}
+	})
+	eventually(t, "podman to answer", func() bool {
+		c, err := net.Dial("unix", socket)
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	})
+	load(t, flags, busybox)
+	e, err := container.Find(t.Context(), []string{filepath.Join(dir, "none"), socket})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e.Name != "podman" || e.Rootless {
+		t.Fatalf("found %+v", e)
+	}
+	return e
+}
+
+// testImage is the image that the tests run: busybox, and nothing else.
+const testImage = "localhost/box:1"
+
+// load makes an engine an image of a program, and the libraries that it needs.
+func load(t *testing.T, flags []string, busybox string) {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	add := func(h tar.Header, data []byte) {
+		h.Mode, h.Size = 0o755, int64(len(data))
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	copied := func(path, name string) {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		add(tar.Header{Name: name}, data)
+	}
+	copied(busybox, "bin/busybox")
+	libraries, _ := exec.Command("ldd", busybox).Output() // which fails where it needs none
+	for word := range strings.FieldsSeq(string(libraries)) {
+		if path.IsAbs(word) {
+			copied(word, word[1:])
+		}
+	}
+	for _, name := range []string{"sh", "cat", "echo", "id", "sleep", "touch", "stty", "grep", "dd", "tail", "kill"} {
+		add(tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + name, Linkname: "busybox"}, nil)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("podman", append(flags, "import", "-c", "ENV PATH=/bin", "-c", "VOLUME /data", "-", testImage)...)
+	cmd.Stdin = &b
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+}
+
+// newContainerLab is a machine that runs images.
+func newContainerLab(t *testing.T) *lab {
+	t.Helper()
+	e := startPodman(t)
+	l := newLab(t)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l.cfg.Containers = e
+	l.open()
+	return l
+}
+
+// imaged returns a spec that runs a program of the image.
+func imaged(command ...string) task.Spec {
+	s := spec(command...)
+	s.Driver, s.Image = task.DriverImage, testImage
+	return s
+}
+
+// none checks that there is no container of this node any more.
+func (l *lab) none() {
+	l.t.Helper()
+	left, err := l.cfg.Containers.Left(l.t.Context(), l.cfg.Self.String())
+	if err != nil || len(left) > 0 {
+		l.t.Errorf("containers left: %v %v", left, err)
+	}
+}
+
+// A run of an image begins, writes, takes its inputs and leaves its outputs, and
+// ends as any other, with nothing left in the engine.
+func TestContainerEnds(t *testing.T) {
+	l := newContainerLab(t)
+	in, err := l.theirs.Pack(t.Context(), writeFiles(t, map[string]string{"text": "hello\n"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	in.Path = "in"
+	secret := filepath.Join(t.TempDir(), "canary")
+	if err := os.WriteFile(secret, []byte("canary"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	limited := imaged("sleep", "60")
+	limited.Limits.Time = 2 * time.Second
+	for name, test := range map[string]struct {
+		spec   task.Spec
+		code   int
+		reason string
+		output string
+	}{
+		"outputs":     {imaged("sh", "-c", "cat in/text > out.txt; exit 3"), 3, "", ""},
+		"not found":   {imaged("no-such-program"), 127, "cannot start no-such-program: no such file or directory", ""},
+		"time limit":  {limited, 124, "time limit 2s reached", ""},
+		"walls":       {imaged("sh", "-c", `test -e "$0" && echo seen; touch /x 2>/dev/null && echo root; touch /data/x && echo data; grep -c : /proc/net/dev; grep -E "CapEff|NoNewPrivs" /proc/self/status; id -u; pwd`, secret), 0, "", "data\n1\nCapEff:\t0000000000000000\nNoNewPrivs:\t1\n1073741824\n/work\n"},
+		"environment": {imaged("sh", "-c", "echo $PATH $HOME $TMPDIR $BALANCE_ATTEMPT"), 0, "", "/bin /work /tmp 1\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := test.spec
+			s.Inputs, s.Outputs = []task.Input{in}, []string{"out.txt"}
+			got := l.run(order(s))
+			if got.account.ExitCode != test.code || test.reason != "" && got.account.Reason != test.reason {
+				t.Errorf("ended with %d, %q: %s%s", got.account.ExitCode, got.account.Reason, &got.stdout, &got.stderr)
+			}
+			if test.output != "" && got.stdout.String() != test.output {
+				t.Errorf("wrote %q, want %q", got.stdout.String(), test.output)
+			}
+			if name == "outputs" && got.account.Outputs.IsZero() {
+				t.Error("no output came back")
+			}
+			l.none()
+		})
+	}
+}
