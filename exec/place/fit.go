@@ -217,6 +217,9 @@ func (f *fit) image() {
 	if !has && len(o.Images) < fleet.MaxImages {
 		f.never("image", 0, 0, "the image %s is not on this machine", f.spec.Image)
 	}
+	if f.spec.Isolation == task.LevelSandbox {
+		f.never("image", 0, 0, "runs images without a sandbox, but for their container")
+	}
 	if f.needs.GPUs > 0 {
 		f.never("image", 0, 0, "runs images without a GPU")
 	}

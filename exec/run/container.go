@@ -50,6 +50,7 @@ func (r *Runner) containable(spec *task.Spec, limits task.Limits) []task.Reason 
 		wanted bool
 		what   string
 	}{
+		{spec.Isolation == task.LevelSandbox, "a sandbox, but for their container"},
 		{spec.Needs.Held().GPUs > 0, "a GPU"},
 		{len(spec.Network) > 0, "a network"},
 		{len(spec.Models) > 0, "models"},

@@ -3,12 +3,15 @@ package run
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
 	"net"
 	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -179,4 +182,165 @@ func TestContainerEnds(t *testing.T) {
 			l.none()
 		})
 	}
+}
+
+// withWord returns the processes of this machine that have a word in their command
+// line.
+func withWord(word string) []int {
+	var out []int
+	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, name := range lines {
+		b, err := os.ReadFile(name)
+		pid, _ := strconv.Atoi(strings.Split(name, "/")[2])
+		if err == nil && strings.Contains(string(b), word) && pid != os.Getpid() {
+			out = append(out, pid)
+		}
+	}
+	return out
+}
+
+// However a run of an image is made to end, and whoever dies meanwhile, its
+// container is gone when its end is known.
+func TestContainerGone(t *testing.T) {
+	l := newContainerLab(t)
+	for name, end := range map[string]func(o task.Order, w *watcher) (task.State, string){
+		"cancelled": func(o task.Order, _ *watcher) (task.State, string) {
+			if err := l.Cancel(t.Context(), o.Run, false); err != nil {
+				t.Fatal(err)
+			}
+			return task.Cancelled, "TERM\n"
+		},
+		"cancelled by force": func(o task.Order, _ *watcher) (task.State, string) {
+			if err := l.Cancel(t.Context(), o.Run, true); err != nil {
+				t.Fatal(err)
+			}
+			return task.Cancelled, ""
+		},
+		"what stands for it killed": func(o task.Order, _ *watcher) (task.State, string) {
+			stands := children(l.supervisor(o.Run))
+			if len(stands) != 1 {
+				t.Fatalf("the supervisor has started %v", stands)
+			}
+			if err := syscall.Kill(stands[0], syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			return task.Failed, ""
+		},
+		"supervisor killed": func(o task.Order, _ *watcher) (task.State, string) {
+			if err := syscall.Kill(l.supervisor(o.Run), syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			return task.Failed, ""
+		},
+		"engine removed it": func(o task.Order, _ *watcher) (task.State, string) {
+			if err := l.cfg.Containers.Remove(t.Context(), o.Run); err != nil {
+				t.Fatal(err)
+			}
+			return task.Failed, ""
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			word := "canary" + task.NewID()
+			o := order(imaged("sh", "-c", `trap 'echo TERM; exit 0' TERM; echo ready; while true; do sleep 0.1; done`, word))
+			w := l.start(o)
+			w.untilOutput("ready")
+			state, says := end(o, w)
+			r := w.end()
+			if r.account.State != state || !strings.HasSuffix(r.stdout.String(), says) {
+				t.Errorf("ended as %s, %q: %q", r.account.State, r.account.Reason, r.stdout.String())
+			}
+			if left := withWord(word); len(left) > 0 {
+				t.Errorf("processes left: %v", left)
+			}
+			l.none()
+		})
+	}
+}
+
+// children returns the processes that another one has started.
+func children(pid int) []int {
+	var out []int
+	lists, _ := filepath.Glob(filepath.Join("/proc", strconv.Itoa(pid), "task/*/children"))
+	for _, name := range lists {
+		b, _ := os.ReadFile(name)
+		for field := range strings.FieldsSeq(string(b)) {
+			if child, err := strconv.Atoi(field); err == nil {
+				out = append(out, child)
+			}
+		}
+	}
+	return out
+}
+
+// A run of an image goes on without its node, and the next one misses nothing. It
+// gets its standard input to the end, and stands still while it is paused.
+func TestContainerGoesOn(t *testing.T) {
+	l := newContainerLab(t)
+	s := imaged("sh", "-c", "echo ready; cat; echo over; exit 3")
+	s.Stdin = true
+	o := order(s)
+	w := l.start(o)
+	w.untilOutput("ready")
+	_ = l.Close()
+	<-w.done
+	l.open()
+	again := l.start(o)
+	again.untilOutput("ready")
+	if err := l.Pause(o.Run, "for a while"); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Resume(o.Run); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Stdin(t.Context(), o.Run, 0, strings.NewReader("some text\n")); err != nil {
+		t.Fatal(err)
+	}
+	if r := again.end(); r.stdout.String() != "ready\nsome text\nover\n" || r.account.ExitCode != 3 {
+		t.Errorf("%q, exit code %d: %q", r.stdout.String(), r.account.ExitCode, r.account.Reason)
+	}
+	l.none()
+}
+
+// What a run of an image is held to holds, by the kernel's word.
+func TestContainerLimits(t *testing.T) {
+	l := newContainerLab(t)
+	s := imaged("sh", "-c", "echo ready; tail /dev/zero")
+	s.Limits = task.Limits{Memory: 64 * task.MiB, CPU: task.Core / 2, PIDs: 64}
+	if f := l.run(order(s)).account; f.State != task.Failed || f.ExitCode != 137 || f.Cause != task.CauseMemory {
+		t.Errorf("%s, exit code %d, cause %q: %q", f.State, f.ExitCode, f.Cause, f.Reason)
+	}
+	l.none()
+}
+
+// A machine without an engine, an image that is not there, limits that the engine
+// does not hold, and what there is not in a container: the run is refused.
+func TestContainerRefused(t *testing.T) {
+	l := newContainerLab(t)
+	engine := *l.cfg.Containers
+	limited := imaged("true")
+	limited.Limits.Memory = task.GiB
+	absent := imaged("true")
+	absent.Image = "localhost/absent"
+	gpu := imaged("true")
+	gpu.Needs.GPUs = 1
+	network := imaged("true")
+	network.Network = []string{"example.org"}
+	for name, test := range map[string]struct {
+		spec task.Spec
+		can  *container.Engine
+		text string
+	}{
+		"no engine": {imaged("true"), nil, "no container runtime"},
+		"no image":  {absent, &engine, "the image localhost/absent is not on this machine; podman pull localhost/absent"},
+		"limits":    {limited, &container.Engine{Name: "podman", Socket: engine.Socket, Rootless: true}, "cannot hold a container to the limit of memory"},
+		"GPU":       {gpu, &engine, "runs images without a GPU"},
+		"network":   {network, &engine, "runs images without a network"},
+	} {
+		l.Runner.cfg.Containers = test.can
+		err := l.Start(t.Context(), order(test.spec), func(*task.Event) error { return nil })
+		if r := (*task.Refusal)(nil); !errors.As(err, &r) || !strings.Contains(err.Error(), test.text) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	l.none()
 }

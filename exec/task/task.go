@@ -58,8 +58,6 @@ func (s *Spec) checkImage() error {
 		return nil
 	case s.Image == "":
 		return errors.New("driver image without an image")
-	case s.Isolation != "" && s.Isolation != LevelContainer:
-		return fmt.Errorf("isolation %s with an image: that runs in a container", s.Isolation)
 	case len(s.Image) > maxReference || !reference.MatchString(s.Image) || path.Clean(s.Image) != s.Image:
 		return fmt.Errorf("%.80q is no reference of an image", s.Image)
 	}
