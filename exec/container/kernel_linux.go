@@ -7,9 +7,12 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
 )
 
-// settings says where the kernel keeps a limit, by version of control groups.
+// setting says where the kernel keeps a limit, by version of control groups.
 type setting struct {
 	what           string
 	controller, v1 string // of version 1
@@ -86,4 +89,44 @@ func ended(err error) error {
 		return errors.Join(errEnded, err)
 	}
 	return err
+}
+
+// watchMemory watches whether something is killed in the memory group of a process
+// for want of memory, where that is one of version 1: podman does not tell it there.
+// The function that it returns says so at the end.
+func watchMemory(root string, pid int) (killed func() bool) {
+	var was atomic.Bool
+	text, _ := os.ReadFile(filepath.Join(root, "proc", strconv.Itoa(pid), "cgroup"))
+	group, ok := groupOf(string(text), "memory")
+	dir := filepath.Join(root, "sys/fs/cgroup/memory", group)
+	control, err := os.Open(filepath.Join(dir, "memory.oom_control"))
+	if !ok || group == "/" || err != nil {
+		return was.Load
+	}
+	event, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		control.Close()
+		return was.Load
+	}
+	told := os.NewFile(uintptr(event), "out of memory")
+	order := fmt.Sprintf("%d %d", event, control.Fd())
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.event_control"), []byte(order), 0); err != nil {
+		control.Close()
+		told.Close()
+		return was.Load
+	}
+	go func() {
+		defer control.Close()
+		defer told.Close()
+		for {
+			if _, err := told.Read(make([]byte, 8)); err != nil {
+				return
+			}
+			if _, err := os.Stat(dir); err != nil { // the end of the group is told as well
+				return
+			}
+			was.Store(true)
+		}
+	}()
+	return was.Load
 }

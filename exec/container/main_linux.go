@@ -91,7 +91,8 @@ func run(plan io.Reader, report io.Writer, signals <-chan os.Signal) (code int, 
 	if err := c.post(ctx, id, "start", nil); err != nil {
 		return 0, err
 	}
-	if err := p.enforced(ctx, c); err != nil {
+	killed, err := p.enforced(ctx, c)
+	if err != nil {
 		return 0, errors.Join(err, c.remove(ctx, made))
 	}
 	if _, err := io.WriteString(report, launch.Started); err != nil {
@@ -109,7 +110,7 @@ func run(plan io.Reader, report io.Writer, signals <-chan os.Signal) (code int, 
 	if err != nil {
 		return 0, fmt.Errorf("its output: %w", err)
 	}
-	return p.end(ctx, c, report)
+	return p.end(ctx, c, report, killed)
 }
 
 // make makes the container, and compares it with what was asked for.
@@ -139,16 +140,21 @@ func (p *Plan) make(ctx context.Context, c *client) (id string, err error) {
 }
 
 // enforced reads the limits from the kernel. A program that has ended before that
-// needs none any more.
-func (p *Plan) enforced(ctx context.Context, c *client) error {
+// needs none any more. killed tells, at the end, whether something of it was killed
+// for want of memory.
+func (p *Plan) enforced(ctx context.Context, c *client) (killed func() bool, err error) {
+	killed = func() bool { return false }
 	got, err := c.inspect(ctx, name(p.Run))
 	if err != nil || got.State.Pid == 0 {
-		return err
+		return killed, err
+	}
+	if p.Limits.Memory > 0 {
+		killed = watchMemory("/", got.State.Pid)
 	}
 	if err := p.Limits.enforced("/", got.State.Pid); err != nil && !errors.Is(err, errEnded) {
-		return err
+		return killed, err
 	}
-	return nil
+	return killed, nil
 }
 
 // terminal makes standard input, which is the supervisor's terminal, one that only
@@ -185,7 +191,7 @@ func (p *Plan) pass(ctx context.Context, c *client, signals <-chan os.Signal) {
 }
 
 // end waits until the container has ended, and tells if that was for want of memory.
-func (p *Plan) end(ctx context.Context, c *client, report io.Writer) (code int, err error) {
+func (p *Plan) end(ctx context.Context, c *client, report io.Writer, killed func() bool) (code int, err error) {
 	if code, err = c.wait(ctx, name(p.Run)); err != nil {
 		return 0, err
 	}
@@ -193,7 +199,7 @@ func (p *Plan) end(ctx context.Context, c *client, report io.Writer) (code int, 
 	if is(err, http.StatusNotFound) {
 		return 0, errors.New("somebody has removed the container")
 	}
-	if err == nil && got.State.OOMKilled && code != 0 {
+	if err == nil && (got.State.OOMKilled || killed()) && code != 0 {
 		fmt.Fprint(report, launch.Memory)
 	}
 	return code, nil

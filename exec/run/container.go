@@ -144,3 +144,21 @@ func (x *live) removeContainer() {
 		x.r.cfg.Log.Error("cannot remove the container of a run", "run", x.id, "err", err)
 	}
 }
+
+// sweepContainers removes those of runs that have ended while their engine did not
+// answer.
+func (r *Runner) sweepContainers(ctx context.Context) {
+	e := r.cfg.Containers
+	if e == nil {
+		return
+	}
+	left, err := e.Left(ctx, r.cfg.Self.String())
+	for _, run := range left {
+		if r.found(run) == nil && task.ValidID(run) {
+			err = errors.Join(err, e.Remove(ctx, run))
+		}
+	}
+	if err != nil {
+		r.cfg.Log.Warn("cannot remove the containers of runs that have ended", "err", err)
+	}
+}

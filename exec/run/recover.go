@@ -101,6 +101,7 @@ func (r *Runner) recover(ctx context.Context) error {
 			r.cfg.Log.Error("cannot go on with a run of an earlier life", "run", f.Name(), "err", err)
 		}
 	}
+	r.sweepContainers(ctx)
 	return nil
 }
 
