@@ -126,6 +126,21 @@ func (f *facts) measure(ctx context.Context) {
 	f.complete()
 }
 
+// lookImages looks for images that have come or gone, and reports whether that
+// changed the offer.
+func (f *facts) lookImages(ctx context.Context) bool {
+	if f.engine == nil {
+		return false
+	}
+	images := f.listImages(ctx)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	same := slices.EqualFunc(images, f.images, func(a, b fleet.Image) bool { return a.ID == b.ID && slices.Equal(a.Names, b.Names) })
+	f.images = images
+	f.complete()
+	return !same
+}
+
 // listImages lists the images of the machine's engine, those with a name.
 func (f *facts) listImages(ctx context.Context) []fleet.Image {
 	if f.engine == nil {
@@ -255,6 +270,7 @@ func sameOffer(a, b fleet.Offer) bool {
 // How often the rules and the hardware are looked at.
 const (
 	rulesPeriod    = time.Second
+	imagesPeriod   = 30 * time.Second
 	hardwarePeriod = 10 * time.Minute
 )
 
@@ -264,6 +280,8 @@ func (f *facts) run(ctx context.Context) error {
 	defer rules.Stop()
 	hardware := time.NewTicker(hardwarePeriod)
 	defer hardware.Stop()
+	images := time.NewTicker(imagesPeriod)
+	defer images.Stop()
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
@@ -278,7 +296,10 @@ func (f *facts) run(ctx context.Context) error {
 			case <-hardware.C:
 				f.measure(ctx)
 				changed = true
+			case <-images.C:
+				changed = f.lookImages(ctx)
 			case <-hangup:
+				f.lookImages(ctx)
 				changed = f.reload(true)
 			case <-rules.C:
 				changed = f.reload(false)

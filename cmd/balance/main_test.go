@@ -193,7 +193,7 @@ func cmdUp(ts *testscript.TestScript, neg bool, args []string) {
 // scriptCommand is a command with the environment of a script.
 func scriptCommand(ts *testscript.TestScript, name string, args ...string) *exec.Cmd {
 	cmd := exec.Command(name, args...) // testscript.Main has put balance into PATH
-	for _, name := range []string{"PATH", "HOME", "TMPDIR", "H", "NO_COLOR", "BALANCE_HOME"} {
+	for _, name := range []string{"PATH", "HOME", "TMPDIR", "H", "NO_COLOR", "BALANCE_HOME", "DOCKER_HOST"} {
 		cmd.Env = append(cmd.Env, name+"="+ts.Getenv(name))
 	}
 	cmd.Dir = ts.MkAbs(".")

@@ -281,6 +281,9 @@ func printOffer(w io.Writer, o *offerReply) error {
 	}
 	fmt.Fprintf(w, "  engines  %s\n  labels   %s\n", cmp.Or(strings.Join(engines, ", "), "none"), cmp.Or(strings.Join(f.Labels, ", "), "none"))
 	fmt.Fprintf(w, "  runs     %s\n", walls(f))
+	if f.Engine != "" {
+		fmt.Fprintf(w, "  images   %d, in containers of %s\n", len(f.Images), clean(f.Engine, false))
+	}
 	for _, line := range terms(f) {
 		fmt.Fprintf(w, "  to       %s\n", clean(line, false))
 	}
