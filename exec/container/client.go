@@ -115,7 +115,8 @@ type version struct {
 // info is what an engine says of its machine.
 type info struct {
 	CgroupVersion          string
-	SecurityOptions        []string
+	SecurityOptions        []string // in which docker says that it is without rights
+	Rootless               bool     // and podman says it so
 	MemoryLimit, PidsLimit bool
 	CPUCfsQuota            bool `json:"CpuCfsQuota"`
 }

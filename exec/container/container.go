@@ -102,7 +102,7 @@ func engine(socket string, v version, i info) *Engine {
 			e.Name = "podman"
 		}
 	}
-	e.Rootless = slices.ContainsFunc(i.SecurityOptions, func(s string) bool { return strings.HasPrefix(s, "name=rootless") })
+	e.Rootless = i.Rootless || slices.ContainsFunc(i.SecurityOptions, func(s string) bool { return strings.HasPrefix(s, "name=rootless") })
 	holds := !e.Rootless || i.CgroupVersion == "2"
 	e.Memory, e.CPU, e.PIDs = holds && i.MemoryLimit, holds && i.CPUCfsQuota, holds && i.PidsLimit
 	return e

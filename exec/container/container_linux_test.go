@@ -120,6 +120,9 @@ func TestEngine(t *testing.T) {
 	if e := engine("s", version{}, all); len(e.Lacks(limits)) != 3 || len(e.Lacks(Limits{})) != 0 || e.String() != "docker , rootless" {
 		t.Errorf("%+v", e)
 	}
+	if e := engine("s", version{}, info{MemoryLimit: true, CgroupVersion: "1", Rootless: true}); !e.Rootless || e.Memory {
+		t.Errorf("as podman says it: %+v", e)
+	}
 	all.CgroupVersion = "2"
 	if e := engine("s", version{Components: []struct{ Name string }{{"Podman Engine"}}}, all); len(e.Lacks(limits)) != 0 || e.Name != "podman" {
 		t.Errorf("%+v", e)

@@ -24,7 +24,8 @@ func startPodman(t *testing.T) *container.Engine {
 	t.Helper()
 	podman, err1 := exec.LookPath("podman")
 	busybox, err2 := exec.LookPath("busybox")
-	need(t, err1 == nil && err2 == nil && os.Getuid() == 0, "podman and busybox, as root")
+	_, err3 := exec.LookPath("runc")
+	need(t, errors.Join(err1, err2, err3) == nil, "podman, runc and busybox")
 	dir, err := os.MkdirTemp("", "engine") // a short one, for sockets
 	if err != nil {
 		t.Fatal(err)
@@ -32,18 +33,25 @@ func startPodman(t *testing.T) *container.Engine {
 	socket := filepath.Join(dir, "s")
 	flags := []string{"--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run"), "--tmpdir", filepath.Join(dir, "tmp"), "--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--runtime", "runc", "--events-backend", "none"}
 	service := exec.Command(podman, append(flags, "system", "service", "-t", "0", "unix://"+socket)...)
-	var said bytes.Buffer
-	service.Stderr = &said
+	said, err := os.Create(filepath.Join(dir, "log")) // no pipe: what podman leaves behind would hold it open
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer said.Close()
+	service.Stderr = said
+	service.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // without rights it is two processes
 	if err := service.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		_ = exec.Command(podman, append(flags, "rm", "-fa", "-t", "0")...).Run()
-		_ = service.Process.Kill()
+		_ = syscall.Kill(-service.Process.Pid, syscall.SIGKILL)
 		_ = service.Wait()
 		if t.Failed() {
-			t.Log("podman:", said.String())
+			b, _ := os.ReadFile(said.Name())
+			t.Logf("podman: %s", b)
 		}
+		endPause(dir)
 		if err := os.RemoveAll(dir); err != nil {
 			t.Log(err)
 		}
@@ -60,10 +68,20 @@ func startPodman(t *testing.T) *container.Engine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if e.Name != "podman" || e.Rootless {
+	if e.Name != "podman" || e.Rootless != (os.Getuid() != 0) {
 		t.Fatalf("found %+v", e)
 	}
 	return e
+}
+
+// endPause ends the process with which podman without rights keeps its namespaces.
+func endPause(dir string) {
+	for _, name := range []string{filepath.Join(dir, "tmp/pause.pid"), filepath.Join(os.Getenv("XDG_RUNTIME_DIR"), "libpod/tmp/pause.pid")} {
+		b, err := os.ReadFile(name)
+		if pid, _ := strconv.Atoi(strings.TrimSpace(string(b))); err == nil && pid > 1 && os.Getuid() != 0 {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
 }
 
 // testImage is the image that the tests run: busybox, and nothing else.
@@ -152,6 +170,10 @@ func TestContainerEnds(t *testing.T) {
 	if err := os.WriteFile(secret, []byte("canary"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	who := "1073741824" // whom the machine does not have
+	if os.Getuid() != 0 {
+		who = "0" // who is the user of the engine outside
+	}
 	limited := imaged("sleep", "60")
 	limited.Limits.Time = 2 * time.Second
 	for name, test := range map[string]struct {
@@ -163,7 +185,7 @@ func TestContainerEnds(t *testing.T) {
 		"outputs":     {imaged("sh", "-c", "cat in/text > out.txt; exit 3"), 3, "", ""},
 		"not found":   {imaged("no-such-program"), 127, "cannot start no-such-program: no such file or directory", ""},
 		"time limit":  {limited, 124, "time limit 2s reached", ""},
-		"walls":       {imaged("sh", "-c", `test -e "$0" && echo seen; touch /x 2>/dev/null && echo root; touch /data/x && echo data; grep -c : /proc/net/dev; grep -E "CapEff|NoNewPrivs" /proc/self/status; id -u; pwd`, secret), 0, "", "data\n1\nCapEff:\t0000000000000000\nNoNewPrivs:\t1\n1073741824\n/work\n"},
+		"walls":       {imaged("sh", "-c", `test -e "$0" && echo seen; touch /x 2>/dev/null && echo root; touch /data/x && echo data; grep -c : /proc/net/dev; grep -E "CapEff|NoNewPrivs" /proc/self/status; id -u; pwd`, secret), 0, "", "data\n1\nCapEff:\t0000000000000000\nNoNewPrivs:\t1\n" + who + "\n/work\n"},
 		"environment": {imaged("sh", "-c", "echo $PATH $HOME $TMPDIR $BALANCE_ATTEMPT"), 0, "", "/bin /work /tmp 1\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -343,4 +365,41 @@ func TestContainerRefused(t *testing.T) {
 		}
 	}
 	l.none()
+}
+
+// An engine without rights, of a node without rights: the tests above as nobody.
+func TestContainerRootless(t *testing.T) {
+	need(t, os.Getuid() == 0, "root, to be nobody")
+	const nobody = 65534
+	dir, err := os.MkdirTemp("", "nobody") // a short one, for sockets
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	program := filepath.Join(dir, "test")
+	b, err := os.ReadFile("/proc/self/exe")
+	if err == nil {
+		err = os.WriteFile(program, b, 0o755)
+	}
+	if err == nil {
+		err = errors.Join(os.Chmod(dir, 0o755), os.Chown(dir, nobody, nobody)) // who may be anybody in its namespaces
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(program, "-test.v", "-test.run", "^TestContainer(Ends|Gone)$")
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "HOME="+dir, "TMPDIR="+dir, "XDG_RUNTIME_DIR="+dir, "BALANCE_REQUIRE=1", "USER=nobody")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	log, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	cmd.Stdout, cmd.Stderr = log, log
+	err = cmd.Run()
+	out, _ := os.ReadFile(log.Name())
+	if err != nil || !strings.Contains(string(out), "--- PASS: TestContainerGone") {
+		t.Errorf("%v\n%s", err, out)
+	}
 }
