@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -48,7 +49,7 @@ func (c *client) attach(ctx context.Context, name string, stdin bool) (*attached
 		b, _ := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
 		return nil, refusal(res.StatusCode, b)
 	}
-	return &attached{conn, in}, nil //nolint:bodyclose // the connection is its body
+	return &attached{conn, in}, nil
 }
 
 // send copies standard input, and ends it.
@@ -73,7 +74,7 @@ const frameHead = 8
 func split(in io.Reader, stdout, stderr io.Writer) error {
 	var head [frameHead]byte
 	for {
-		if _, err := io.ReadFull(in, head[:]); err == io.EOF { //nolint:errorlint // it says so of itself
+		if _, err := io.ReadFull(in, head[:]); errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return err

@@ -26,7 +26,7 @@ func startPodman(t *testing.T) *container.Engine {
 	busybox, err2 := exec.LookPath("busybox")
 	_, err3 := exec.LookPath("runc")
 	need(t, errors.Join(err1, err2, err3) == nil, "podman, runc and busybox")
-	dir, err := os.MkdirTemp("", "engine") // a short one, for sockets
+	dir, err := os.MkdirTemp("", "engine") //nolint:usetesting // a socket needs a short path
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -371,7 +371,7 @@ func TestContainerRefused(t *testing.T) {
 func TestContainerRootless(t *testing.T) {
 	need(t, os.Getuid() == 0, "root, to be nobody")
 	const nobody = 65534
-	dir, err := os.MkdirTemp("", "nobody") // a short one, for sockets
+	dir, err := os.MkdirTemp("", "nobody") //nolint:usetesting // a socket needs a short path
 	if err != nil {
 		t.Fatal(err)
 	}
