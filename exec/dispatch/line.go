@@ -23,7 +23,7 @@ const bidders = 2
 // kindOf is the same for runs that ask for the same.
 func kindOf(r *run) string {
 	s := &r.spec
-	return fmt.Sprint(s.Needs, s.Driver, s.Isolation, s.Network, s.Limits, s.Node, s.Inputs)
+	return fmt.Sprint(s.Needs, s.Driver, s.Image, s.Isolation, s.Network, s.Limits, s.Node, s.Inputs)
 }
 
 // join puts a run into the line, which tells it to look when its turn may have come.

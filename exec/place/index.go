@@ -336,7 +336,7 @@ func columnKey(spec *task.Spec, from policy.Asker) string {
 	for _, v := range []uint64{uint64(n.CPU), uint64(n.Memory), uint64(n.Disk), uint64(n.GPUs), uint64(n.VRAM), uint64(n.Share), uint64(sizeOf(spec))} {
 		b = strconv.AppendUint(append(b, ' '), v, 36)
 	}
-	for _, list := range [][]string{n.GPUModels, n.Arch, n.OS, n.Labels, n.Engines, spec.Prefer, {spec.Driver, spec.Isolation, ownSecret(spec), from.Owner, from.Node, from.Role}} {
+	for _, list := range [][]string{n.GPUModels, n.Arch, n.OS, n.Labels, n.Engines, spec.Prefer, {spec.Driver, spec.Image, spec.Isolation, ownSecret(spec), from.Owner, from.Node, from.Role}} {
 		b = append(append(b, 1), strings.Join(list, "\x00")...)
 	}
 	if v := spec.Serve; v != nil {

@@ -317,7 +317,7 @@ func comeFirst(n int) task.Reason {
 // kind is the same for runs of one member that ask for the same, so that none
 // fits where one does not.
 func (b *bidder) kind() string {
-	return fmt.Sprint(b.From, b.Spec.Needs, b.Spec.Driver, b.Spec.Isolation, b.Spec.Network, b.Spec.Limits, b.Spec.Member)
+	return fmt.Sprint(b.From, b.Spec.Needs, b.Spec.Driver, b.Spec.Image, b.Spec.Isolation, b.Spec.Network, b.Spec.Limits, b.Spec.Member)
 }
 
 // order returns bidders in the order of their turns.
